@@ -1,0 +1,65 @@
+"""Data-free model extraction under one honest query budget. For models you own or may test.
+
+Names are imported on first use: the command line has to set OpenMP's variables before torch loads.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dualstudent.data import Images, load_data
+    from dualstudent.errors import Overdraft, Stopped, TargetError, UserError
+    from dualstudent.experiment import Run, evaluate, extract, resume
+    from dualstudent.ledger import Account
+    from dualstudent.methods import DualStudent
+    from dualstudent.networks import load_student
+    from dualstudent.oracle import Oracle
+    from dualstudent.spec import Access, Spec, Target
+    from dualstudent.targets import CallableTarget, ModuleTarget, open_target, train_target
+
+_HOME = {
+    "data": ("Images", "load_data"),
+    "errors": ("Overdraft", "Stopped", "TargetError", "UserError"),
+    "experiment": ("Run", "evaluate", "extract", "resume"),
+    "ledger": ("Account",),
+    "methods": ("DualStudent",),
+    "networks": ("load_student",),
+    "oracle": ("Oracle",),
+    "spec": ("Access", "Spec", "Target"),
+    "targets": ("CallableTarget", "ModuleTarget", "open_target", "train_target"),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "Access",
+    "Account",
+    "CallableTarget",
+    "DualStudent",
+    "Images",
+    "ModuleTarget",
+    "Oracle",
+    "Overdraft",
+    "Run",
+    "Spec",
+    "Stopped",
+    "Target",
+    "TargetError",
+    "UserError",
+    "evaluate",
+    "extract",
+    "load_data",
+    "load_student",
+    "open_target",
+    "resume",
+    "train_target",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'dualstudent' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"dualstudent.{_MODULE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,7 @@
+"""python -m dualstudent."""
+
+import sys
+
+from dualstudent.cli import main
+
+sys.exit(main())

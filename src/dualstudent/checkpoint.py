@@ -1,0 +1,123 @@
+"""Exact, atomic snapshots of a run's state and account; the previous one is kept."""
+
+import logging
+import os
+import pickle
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dualstudent.errors import UserError
+from dualstudent.ledger import Account
+from dualstudent.methods import State
+
+FORMAT = "dualstudent snapshot 1"
+log = logging.getLogger(__name__)
+
+
+class Snapshots:
+    """The snapshot of one run, at `path`, and the one before it beside it.
+
+    `identity` tells runs apart: a snapshot of another one is refused. `flush` is called before each
+    save, so that what a snapshot counts on is on disk first. Due again after `seconds`, or after
+    twenty times the time that the last save took.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        identity: str,
+        seconds: float = 20.0,
+        flush: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.path, self.previous = path, path.with_name(path.stem + ".previous" + path.suffix)
+        self.identity, self.seconds, self.flush = identity, seconds, flush
+        self._next = time.monotonic() + seconds
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for another one."""
+        return time.monotonic() >= self._next
+
+    def save(self, step: int, state: State, account: Account) -> None:
+        """Write a snapshot; a crash at any moment leaves this one or the one before. Raises UserError."""
+        start = time.monotonic()
+        self.flush()
+        parts = {name: part.state_dict() for name, part in _parts(state).items()}
+        values = {"format": FORMAT, "identity": self.identity, "step": step, "spent": account.spent}
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(values | {"state": parts}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if self.path.exists():
+                self.path.replace(self.previous)
+            temporary.replace(self.path)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"cannot write the snapshot {self.path}: {error}") from error
+        took = time.monotonic() - start
+        self._next = time.monotonic() + max(self.seconds, 20 * took if self.seconds else 0)
+
+    def load(self, state: State, account: Account) -> int:
+        """Restore state and account and return the step, 0 if there is no snapshot.
+
+        A damaged or foreign one is reported, set aside, and the previous one used; with none left
+        that fits, raises UserError.
+        """
+        problems = []
+        for path in (self.path, self.previous):
+            if not path.exists():
+                continue
+            try:
+                values = self._read(path)
+                _restore(state, values["state"], path)
+                account.rewind(values["spent"])
+            except UserError as error:
+                problems.append(str(error))
+                path.replace(path.with_name(path.name + ".damaged"))
+                continue
+            for problem in problems:
+                log.warning("%s; going on from the previous one, %s", problem, path.name)
+            return int(values["step"])
+        if problems:
+            raise UserError("no usable snapshot: " + "; ".join(problems))
+        return 0
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise UserError(f"{path} is damaged at {damaged}")
+            values = torch.load(path, map_location="cpu", weights_only=True)
+        except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{path} is truncated or no snapshot ({reason})") from error
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise UserError(f"{path} is no snapshot of this program")
+        if values["identity"] != self.identity:
+            raise UserError(f"{path} belongs to another run")
+        return values
+
+
+def _parts(state: State) -> dict[str, Any]:
+    """Return the modules and optimisers of a state by field name."""
+    values = {field.name: getattr(state, field.name) for field in fields(state)}  # type: ignore[arg-type]
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _restore(state: State, saved: dict[str, Any], path: Path) -> None:
+    parts = _parts(state)
+    if parts.keys() != saved.keys():
+        raise UserError(f"{path} belongs to another recipe: it holds {', '.join(saved)}")
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise UserError(f"{path} belongs to another recipe: {str(error).splitlines()[-1].strip()}") from error

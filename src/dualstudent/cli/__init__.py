@@ -1,0 +1,78 @@
+"""The command line: one clear line and exit code 2 for a user's mistake, never a stack trace."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from dualstudent.errors import Stopped, UserError, unknown
+
+COMMANDS = {
+    "demo": "train a target, copy it twice, and draw the report",
+    "target": "train or check a target",
+    "plan": "say what an extraction will spend, before the first query",
+    "extract": "copy a target from its answers",
+    "resume": "go on with a stopped run, or extend a finished one",
+    "evaluate": "judge a run's clone on other test images",
+    "report": "make one HTML page of runs",
+    "export": "write a run's clone as ONNX",
+    "data": "download a data set's original files",
+    "list": "show methods, architectures and data sets",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 2 for bad input, 130 if stopped on request."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads: see docs/performance
+    args = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(format="dualstudent: %(message)s", level=logging.WARNING)
+    logging.getLogger("dualstudent").setLevel(logging.INFO)
+    try:
+        return _dispatch(args)
+    except UserError as error:
+        return _complain(str(error))
+    except Stopped as stopped:
+        print(f"dualstudent: {stopped}", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("dualstudent: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{where}{error.strerror or error}")
+
+
+def _complain(text: str) -> int:
+    print("dualstudent: " + " ".join(text.split()), file=sys.stderr)
+    return 2
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if args[0] in ("--version", "version"):
+        from importlib.metadata import version
+
+        print(f"dualstudent {version('dualstudent')}")
+        return 0
+    if args[0] not in COMMANDS:
+        raise unknown("command", args[0], COMMANDS)
+    from dualstudent.cli import commands
+
+    run = getattr(commands, f"{args[0]}_command")
+    return run(args[1:])  # type: ignore[no-any-return]
+
+
+def _help() -> str:
+    rows = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+    return (
+        "usage: dualstudent COMMAND …\n\n"
+        "Data-free model extraction under one honest query budget.\n"
+        "For models you own or may test.\n\n"
+        f"{rows}\n\n"
+        "dualstudent COMMAND --help tells more; dualstudent --version the version."
+    )

@@ -1,0 +1,285 @@
+"""What each command does."""
+
+import json
+import os
+import sys
+from dataclasses import asdict, field, make_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from dualstudent import experiment, methods, targets
+from dualstudent.cli import forms
+from dualstudent.cli.parse import parse, peek
+from dualstudent.cli.show import Bars, console, note, percent, result_table, stopping
+from dualstudent.data import DATA_SETS, fetch, load_data
+from dualstudent.errors import Stopped, UserError, unknown
+from dualstudent.ledger import Account
+from dualstudent.networks import ARCHITECTURES
+
+SMALL = 16 * 16  # pixels up to which one thread is faster than two (benchmarks in docs/performance)
+
+
+def demo_command(args: list[str]) -> int:
+    """dualstudent demo."""
+    from dualstudent.demo import demo
+
+    form = parse(forms.DemoForm, args, "demo", "Copy a small classifier from its answers, twice.")
+    with Bars() as bars:
+        page, results = demo(
+            form.out, seed=form.seed, queries=form.queries, overwrite=form.overwrite, update=bars.update
+        )
+    console.print(result_table(results))
+    console.print(f"report: {page}")
+    return 0
+
+
+def target_command(args: list[str]) -> int:
+    """dualstudent target train|check."""
+    verbs = {"train": _train, "check": _check}
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: dualstudent target train DATASET …\n       dualstudent target check TARGET …")
+        return 0
+    if args[0] not in verbs:
+        raise unknown("target command", args[0], verbs)
+    return verbs[args[0]](args[1:])
+
+
+def _train(args: list[str]) -> int:
+    form = parse(forms.TrainForm, args, "target train", "Train a target on a data set's train split.")
+    device = experiment.choose_device(form.machine.device)
+    set_threads(form.machine.threads, None)
+    with Bars("steps") as bars:
+        about = targets.train_target(
+            form.dataset,
+            form.arch,
+            form.out,
+            seed=form.seed,
+            data_dir=form.data_dir,
+            training=form.training,
+            device=device,
+            overwrite=form.overwrite,
+            progress=lambda done, total, text: bars.update("training", done, total, text),
+        )
+    accuracy = percent(about["test_accuracy"])
+    console.print(f"{form.out}: {form.arch} on {about['data']}, test accuracy {accuracy}")
+    return 0
+
+
+def _check(args: list[str]) -> int:
+    form = parse(forms.CheckForm, args, "target check", "Look at a target before it is extracted.")
+    device = experiment.choose_device(form.device)
+    opened = targets.open_target(form.target, form.options, device=device)
+    data = None if form.data is None else load_data(form.data, form.split, folder=form.data_dir)
+    found = targets.check_target(opened.target, Account("audit"), data)
+    table = Table(title=opened.name, title_justify="left", show_header=False)
+    for name, value in found.spec.items():
+        table.add_row(name, str(value))
+    table.add_row("mode", found.mode)
+    table.add_row("answers to noise", ", ".join(f"class {c} ({p:.2f})" for c, p in found.answers))
+    table.add_row("latency of one image", f"{found.latency_ms:.2f} ms")
+    if found.accuracy is not None:
+        table.add_row("accuracy", percent(found.accuracy))
+    table.add_row("images shown (audit)", f"{found.images:,}")
+    console.print(table)
+    return 0
+
+
+def _method_args(command: str, args: list[str], **parts: type) -> tuple[Any, str]:
+    """Parse the options of a command and of the method that its first word names."""
+    if not args or args[0].startswith("-"):
+        if args and args[0] in ("-h", "--help"):
+            names = "\n  ".join(methods.registry())
+            print(f"usage: dualstudent {command} METHOD --target TARGET --queries N …\n\nmethods:\n  {names}")
+            raise SystemExit(0)
+        raise UserError(f"'{command}' needs a method first: dualstudent {command} dual-student …")
+    kind = methods.find(args[0])
+    preset = peek(args, "--preset", next(iter(kind.presets)))
+    default = kind.preset(preset)
+    form = make_dataclass("Options", [*parts.items(), ("method", kind, field(default=default))])
+    prog = f"{command} {args[0]}"
+    doc = (kind.__doc__ or "").splitlines()[0]
+    parsed: Any = parse(form, args[1:], prog, f"{doc} Preset: {preset}.")
+    return parsed, preset
+
+
+def plan_command(args: list[str]) -> int:
+    """dualstudent plan."""
+    form, _ = _method_args(
+        "plan", args, extraction=forms.Planned, access=targets.TargetOptions, machine=forms.Machine
+    )
+    device = experiment.choose_device(form.machine.device)
+    opened = targets.open_target(form.extraction.target, form.access, device=device)
+    set_threads(form.machine.threads, opened.target.spec.shape)
+    found = experiment.estimate(
+        form.method,
+        opened.target,
+        queries=form.extraction.queries,
+        labels=form.extraction.labels,
+        device=device,
+    )
+    table = Table(title=f"plan: {form.method.name} on {opened.name}", title_justify="left")
+    for column in ("phase", "steps", "queries a step", "queries"):
+        table.add_column(column, justify="left" if column == "phase" else "right")
+    for name, steps, cost in found.phases:
+        table.add_row(name, f"{steps:,}", f"{cost:,}", f"{steps * cost:,}")
+    table.add_row("all", f"{sum(s for _, s, _ in found.phases):,}", "", f"{found.queries:,}")
+    console.print(table)
+    console.print(
+        f"estimated time {found.seconds:.0f} s on {device} with {torch.get_num_threads()} threads"
+        f" ({found.audit:,} images shown to time it, charged to the audit)"
+    )
+    return 0
+
+
+def extract_command(args: list[str]) -> int:
+    """dualstudent extract."""
+    form, preset = _method_args(
+        "extract",
+        args,
+        extraction=forms.Planned,
+        run=forms.Extracted,
+        access=targets.TargetOptions,
+        machine=forms.Machine,
+    )
+    device = experiment.choose_device(form.machine.device)
+    opened = targets.open_target(form.extraction.target, form.access, device=device)
+    set_threads(form.machine.threads, opened.target.spec.shape)
+    e, budget = form.run, form.extraction.queries
+    name = e.data or opened.data
+    data = None if name is None else load_data(name, e.split, folder=e.data_dir)
+    with Bars() as bars, stopping() as stop:
+        try:
+            run = experiment.extract(
+                form.method,
+                opened,
+                queries=budget,
+                labels=form.extraction.labels,
+                seed=e.seed,
+                out=e.out,
+                data=data,
+                preset=preset,
+                device=device,
+                overwrite=e.overwrite,
+                target_options=form.access,
+                data_dir=e.data_dir,
+                points=e.points,
+                snapshot_every=e.snapshot_every,
+                tensorboard=e.tensorboard,
+                command=["dualstudent", "extract", *args],
+                progress=lambda spent, last: bars.update("extracting", spent, budget, note(last)),
+                stop=stop,
+            )
+        except Stopped as stopped:
+            raise Stopped(f"{stopped}; go on with: dualstudent resume {e.out}") from None
+    console.print(result_table([(str(e.out), run.result)]))
+    return 0
+
+
+def resume_command(args: list[str]) -> int:
+    """dualstudent resume."""
+    form = parse(forms.ResumeForm, args, "resume", "Go on with a stopped run.")
+    budget = form.queries or experiment.budget(form.run)
+    with Bars() as bars, stopping() as stop:
+        try:
+            run = experiment.resume(
+                form.run,
+                queries=form.queries,
+                progress=lambda spent, last: bars.update("extracting", spent, budget, note(last)),
+                stop=stop,
+            )
+        except Stopped as stopped:
+            raise Stopped(f"{stopped}; go on with: dualstudent resume {form.run}") from None
+    console.print(result_table([(str(form.run), run.result)]))
+    return 0
+
+
+def evaluate_command(args: list[str]) -> int:
+    """dualstudent evaluate."""
+    form = parse(forms.EvaluateForm, args, "evaluate", "Judge a run's clone on test images.")
+    figures = experiment.evaluate(form.run, load_data(form.data, form.split, folder=form.data_dir))
+    low, high = figures["agreement_ci"]
+    console.print(
+        f"{figures['data']} ({figures['images']:,} images): agreement {percent(figures['agreement'])}"
+        f" [{percent(low)}, {percent(high)}], accuracy {percent(figures['accuracy'])},"
+        f" target {percent(figures['target_accuracy'])}"
+    )
+    return 0
+
+
+def report_command(args: list[str]) -> int:
+    """dualstudent report."""
+    from dualstudent.report import render
+
+    form = parse(forms.ReportForm, args, "report", "Make one HTML page of runs.")
+    if not form.runs:
+        raise UserError("'report' needs one run or more")
+    render(form.runs, form.out, title=form.title)
+    console.print(f"report: {form.out}")
+    return 0
+
+
+def export_command(args: list[str]) -> int:
+    """dualstudent export."""
+    form = parse(forms.ExportForm, args, "export", "Write a run's clone as ONNX.")
+    experiment.export_onnx(form.run, form.onnx)
+    console.print(f"ONNX: {form.onnx}")
+    return 0
+
+
+def data_command(args: list[str]) -> int:
+    """dualstudent data get."""
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: dualstudent data get NAME [--data-dir DIR]")
+        return 0
+    if args[0] != "get":
+        raise unknown("data command", args[0], ["get"])
+    form = parse(forms.GetForm, args[1:], "data get", "Download a data set's original files.")
+    folder = form.data_dir or os.environ.get("DUALSTUDENT_DATA")
+    if folder is None:
+        raise UserError("no data folder: give --data-dir or set DUALSTUDENT_DATA")
+    console.print(f"{form.name}: {fetch(form.name, Path(folder))}")
+    return 0
+
+
+def list_command(args: list[str]) -> int:
+    """dualstudent list."""
+    form = parse(forms.ListForm, args if args != ["--json"] else ["--json", "True"], "list", "What there is.")
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "needs": method.needs.name,
+            "data_free": method.data_free,
+            "queries_per_step": {p: method.preset(p).queries_per_step for p in method.presets},
+            "presets": list(method.presets),
+        }
+        for name, method in methods.registry().items()
+    ]
+    if form.json:
+        sets = [{**asdict(s), "classes": len(s.classes)} for s in DATA_SETS.values()]
+        values = {"schema_version": 1, "methods": rows, "architectures": list(ARCHITECTURES), "data": sets}
+        json.dump(values, sys.stdout, indent=2)
+        print()
+        return 0
+    table = Table(title="methods", title_justify="left")
+    for column in ("name", "needs", "data-free", "queries a step", "presets"):
+        table.add_column(column)
+    for row in rows:
+        steps = ", ".join(f"{k} {v:,}" for k, v in row["queries_per_step"].items())
+        table.add_row(row["name"], row["needs"], str(row["data_free"]), steps, ", ".join(row["presets"]))
+    console.print(table)
+    console.print("architectures:", ", ".join(ARCHITECTURES), "(or torch:package.module:factory)")
+    console.print("data sets:", ", ".join(DATA_SETS), "(or a folder of class folders)")
+    return 0
+
+
+def set_threads(threads: int | None, shape: tuple[int, int, int] | None) -> None:
+    """Set the threads of an operation: as told, else one for small images. Raises UserError."""
+    if threads is not None:
+        if threads < 1:
+            raise UserError(f"--threads {threads}: at least 1")
+        torch.set_num_threads(threads)
+    elif shape is not None and shape[1] * shape[2] <= SMALL:
+        torch.set_num_threads(1)

@@ -1,0 +1,130 @@
+"""The options of each command, as dataclasses."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from dualstudent.cli.parse import Count
+from dualstudent.spec import Labels
+from dualstudent.targets import TargetOptions, Training
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where it runs."""
+
+    device: str = "auto"  # auto, cpu, cuda, cuda:1 …
+    threads: int | None = None  # threads of an operation; default: 1 for small images, else all cores
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What to extract."""
+
+    target: str  # folder of 'target train', torch:package.module:factory or python:package.module:factory
+    queries: Count  # the budget, spent to the last image: 50000, 50k, 2M
+    labels: Labels = "soft"  # soft: the target's probabilities; hard: its top class only
+    preset: str | None = None  # named recipe of the method (see dualstudent list); options change it
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What to write, and how to judge."""
+
+    out: Path  # directory of the run
+    seed: int = 0  # of everything random
+    data: str | None = None  # test images; default: the data set that the target was trained on
+    split: str = "test"  # split of them
+    data_dir: Path | None = None  # folder of data sets; default: DUALSTUDENT_DATA
+    overwrite: bool = False  # replace a run that is in the way
+    points: int = 20  # evaluations along the run, charged to the audit once
+    snapshot_every: float = 20.0  # seconds between snapshots
+    tensorboard: bool = False  # write TensorBoard events too
+
+
+@dataclass(frozen=True)
+class TrainForm:
+    """Train a target on a data set."""
+
+    dataset: tyro.conf.Positional[str]  # name, or a folder of class folders
+    arch: str  # architecture (see dualstudent list)
+    out: Path  # folder of the target
+    seed: int = 0
+    data_dir: Path | None = None  # folder of data sets; default: DUALSTUDENT_DATA
+    overwrite: bool = False  # replace a target that is in the way
+    training: Training = field(default_factory=Training)
+    machine: Machine = field(default_factory=Machine)
+
+
+@dataclass(frozen=True)
+class CheckForm:
+    """Check a target: range, shape, mode, a few answers, latency; accuracy with --data."""
+
+    target: tyro.conf.Positional[str]
+    data: str | None = None  # test images
+    split: str = "test"
+    data_dir: Path | None = None
+    options: TargetOptions = field(default_factory=TargetOptions)
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class ResumeForm:
+    """Go on with a stopped run; with --queries, extend a finished one."""
+
+    run: tyro.conf.Positional[Path]
+    queries: Count | None = None  # the larger budget
+
+
+@dataclass(frozen=True)
+class EvaluateForm:
+    """Judge a run's clone on test images and add the figures to its result.json."""
+
+    run: tyro.conf.Positional[Path]
+    data: str  # data set, or a folder of class folders
+    split: str = "test"
+    data_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class ReportForm:
+    """Make one self-contained HTML page of runs."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    out: Path  # the page
+    title: str = "Model extraction report"
+
+
+@dataclass(frozen=True)
+class ExportForm:
+    """Write a run's clone as ONNX: images in the target's bounds to probabilities."""
+
+    run: tyro.conf.Positional[Path]
+    onnx: Path  # the file
+
+
+@dataclass(frozen=True)
+class DemoForm:
+    """Train a small target on scikit-learn's digits, copy it twice, and draw the report."""
+
+    out: Path  # folder of the demo
+    seed: int = 0
+    overwrite: bool = False  # replace an earlier demo
+    queries: Count = 50_000  # budget of each copy
+
+
+@dataclass(frozen=True)
+class ListForm:
+    """Show methods, architectures and data sets."""
+
+    json: Literal[True, False] = False  # as JSON
+
+
+@dataclass(frozen=True)
+class GetForm:
+    """Download a data set's original files and verify their sums."""
+
+    name: tyro.conf.Positional[str]
+    data_dir: Path | None = None  # folder of data sets; default: DUALSTUDENT_DATA

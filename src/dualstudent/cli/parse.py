@@ -1,0 +1,105 @@
+"""From words to dataclasses (tyro), with its complaints turned into one line each."""
+
+import contextlib
+import io
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from typing import Annotated, TypeVar
+
+import tyro
+
+from dualstudent.errors import UserError, unknown
+
+T = TypeVar("T")
+_UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
+
+
+def parse_count(text: str) -> int:
+    """Return a number of images written as 50000, 50_000, 50k or 2M. Raises UserError."""
+    match = re.fullmatch(r"([0-9][0-9_]*(?:\.[0-9]+)?)([km]?)", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise UserError(f"'{text}' is no number of queries: write 50000, 50k or 2M")
+    value = float(match[1].replace("_", "")) * _UNITS[match[2].lower()]
+    if value != int(value):
+        raise UserError(f"'{text}' is no whole number of queries")
+    if value < 2:
+        raise UserError(f"--queries {text}: at least 2 are needed")
+    return int(value)
+
+
+Count = Annotated[
+    int,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="N|Nk|NM",
+        instance_from_str=lambda words: parse_count(words[0]),
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+
+
+def parse(form: type[T], args: Sequence[str], prog: str, description: str) -> T:
+    """Fill a dataclass from command-line words; prints help and exits 0 for --help. Raises UserError."""
+    words = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(words):
+            return tyro.cli(
+                form,
+                args=list(args),
+                prog=f"dualstudent {prog}",
+                description=description,
+                config=(
+                    tyro.conf.OmitArgPrefixes,
+                    tyro.conf.FlagConversionOff,
+                    tyro.conf.OmitSubcommandPrefixes,
+                ),
+            )
+    except SystemExit as stop:
+        if stop.code == 0:
+            raise
+        raise _one_line(words.getvalue(), form, prog) from None
+
+
+def peek(args: Sequence[str], flag: str, default: str) -> str:
+    """Return the value of an option before the options are known in full."""
+    for i, word in enumerate(args):
+        if word == flag and i + 1 < len(args):
+            return args[i + 1]
+        if word.startswith(flag + "="):
+            return word.removeprefix(flag + "=")
+    return default
+
+
+def _one_line(text: str, form: type, prog: str) -> UserError:
+    """Turn tyro's box into one line, with the nearest option for one it does not know."""
+    lines = [re.sub(r"[╭╮╰╯│─]+", " ", line).strip() for line in text.splitlines()]
+    lines = [line for line in lines if line]
+    if "Unrecognized options:" in lines:
+        after = lines[lines.index("Unrecognized options:") + 1 :]
+        strange = [line.split()[0] for line in after if line.startswith("--")]
+        fresh = [word.partition("=")[0] for word in strange if word.partition("=")[0] not in _flags(form)]
+        if fresh:
+            return unknown(f"option of '{prog}'", fresh[0], _flags(form))
+    missing = [line.split()[0] for line in lines if line.startswith("--") and "(required)" in line]
+    for line, following in itertools.pairwise(lines):
+        if line.startswith("--") and "(required)" in following and not following.startswith("--"):
+            missing.append(line.split()[0])
+    if missing and lines[0].startswith("Required"):
+        return UserError(f"'{prog}' needs {', '.join(missing)}: see dualstudent {prog} --help")
+    whole = " ".join(line for line in lines if not line.startswith(("For full helptext", "dualstudent ")))
+    said = whole.partition("Argument helptext:")[0].removeprefix("Value error").removeprefix("Invalid choice")
+    return UserError(f"{said.strip() or whole or 'not understood'}: see dualstudent {prog} --help")
+
+
+def _flags(form: type) -> list[str]:
+    """Return all options of a dataclass, those of its dataclass fields included."""
+    names: list[str] = []
+    for field in fields(form):
+        if isinstance(field.type, type) and is_dataclass(field.type):
+            names += _flags(field.type)
+        else:
+            names.append("--" + field.name.replace("_", "-"))
+    return names

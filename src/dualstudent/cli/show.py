@@ -1,0 +1,127 @@
+"""What the user sees: progress with queries, rate and time left; tables of figures."""
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+console = Console(highlight=False, soft_wrap=True)
+EVERY = 5.0  # seconds between lines where there is no terminal
+
+
+class _Rate(ProgressColumn):
+    """Queries a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f}/s" if speed else "")
+
+
+class Bars:
+    """Progress bars on a terminal, a line now and then elsewhere; on standard error."""
+
+    def __init__(self, unit: str = "queries") -> None:
+        err = Console(stderr=True, highlight=False)
+        self.live = err.is_terminal
+        self.unit = unit
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit),
+            _Rate(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=err,
+        )
+        self._tasks: dict[str, Any] = {}
+        self._said: dict[str, float] = {}
+        self._began: dict[str, float] = {}
+
+    def __enter__(self) -> "Bars":
+        if self.live:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.live:
+            self._progress.stop()
+
+    def update(self, name: str, done: int, total: int, note: str = "") -> None:
+        """Show how far a piece of work is."""
+        now = time.monotonic()
+        began = self._began.setdefault(name, now)
+        if self.live:
+            if name not in self._tasks:
+                self._tasks[name] = self._progress.add_task(name, total=total, completed=done, note=note)
+            self._progress.update(self._tasks[name], completed=done, total=total, note=note)
+        elif done == total or now - self._said.setdefault(name, now) >= EVERY:
+            self._said[name] = now
+            left = (now - began) / max(done, 1) * (total - done)
+            rate = done / max(now - began, 1e-9)
+            text = f"{name}: {done:,}/{total:,} {self.unit}, {rate:,.0f}/s, {left:.0f} s left  {note}"
+            print(text.rstrip(), file=sys.stderr, flush=True)
+
+
+def note(last: dict[str, Any]) -> str:
+    """Return the last evaluation in a few words."""
+    agreement = last.get("agreement")
+    return "" if agreement is None else f"agreement {agreement:.3f}"
+
+
+@contextmanager
+def stopping() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C and SIGTERM into a wish to stop after the present step; a second Ctrl-C is at once."""
+    asked: list[int] = []
+
+    def wish(number: int, frame: FrameType | None) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+        print("dualstudent: stopping after this step …", file=sys.stderr, flush=True)
+
+    before = {number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def result_table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
+    """Return the figures of results side by side."""
+    table = Table(title="the bill and the copy", title_justify="left")
+    table.add_column("")
+    for name, _ in rows:
+        table.add_column(name, justify="right")
+    lines: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+        ("labels", lambda r: str(r["labels"])),
+        ("preset", lambda r: str(r["preset"])),
+        ("budget", lambda r: f"{r['budget']:,}"),
+        ("spent", lambda r: f"{r['spent']:,}"),
+        ("unique", lambda r: f"{r['unique']:,}"),
+        ("asked again", lambda r: f"{r['bill']['asked_again']:,}"),
+        ("audit images", lambda r: f"{r['bill']['audit']:,}"),
+        ("target accuracy", lambda r: percent(r["target_accuracy"])),
+        ("accuracy", lambda r: percent(r["accuracy"])),
+        ("each student", lambda r: " ".join(map(percent, r["accuracy_each"] or [])) or "–"),
+        ("agreement", lambda r: percent(r["agreement"])),
+        ("95 % interval", lambda r: " – ".join(map(percent, r["agreement_ci"] or [])) or "–"),
+        ("wall time", lambda r: f"{r['timing']['wall_s']:.1f} s"),
+        ("queries/s", lambda r: f"{r['timing']['queries_per_s']:,.0f}"),
+    ]
+    for title, value in lines:
+        table.add_row(title, *(value(result) for _, result in rows))
+    return table
+
+
+def percent(share: float | None) -> str:
+    """Return a share as a percentage, a dash for None."""
+    return "–" if share is None else f"{100 * share:.1f} %"

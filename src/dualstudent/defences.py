@@ -1,0 +1,26 @@
+"""Targets around targets that reveal less. They compose by wrapping."""
+
+from dataclasses import dataclass, replace
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from dualstudent.spec import Access, Spec, Target
+
+
+@dataclass(frozen=True)
+class LabelOnly:
+    """A target that answers with the top class only, as a one-hot row."""
+
+    inner: Target
+
+    @property
+    def spec(self) -> Spec:
+        """The inner target's spec with access LABEL."""
+        return replace(self.inner.spec, access=Access.LABEL)
+
+    def __call__(self, x: Float[Tensor, "b c h w"], /) -> Float[Tensor, "b k"]:
+        """Return one-hot rows."""
+        answer = self.inner(x)
+        return F.one_hot(answer.argmax(1), answer.shape[1]).to(answer.dtype)

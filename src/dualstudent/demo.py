@@ -1,0 +1,111 @@
+"""The demo: train a small target, copy it from probabilities and from labels, draw the report."""
+
+import multiprocessing
+import queue
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dualstudent.data import load_data
+from dualstudent.errors import UserError
+from dualstudent.experiment import Run, extract
+from dualstudent.methods import DualStudent
+from dualstudent.report import render
+from dualstudent.spec import Labels
+from dualstudent.targets import open_target, train_target
+
+PRESET = "small"
+COPIES: dict[str, Labels] = {"soft": "soft", "hard": "hard"}  # folder -> what the target reveals
+Update = Callable[[str, int, int, str], None]  # name, done, total, note
+
+
+def demo(
+    out: Path, *, seed: int, queries: int, overwrite: bool, update: Update
+) -> tuple[Path, list[tuple[str, dict[str, Any]]]]:
+    """Run the demo into `out`; returns the report's path and each copy's result.
+
+    The copies are made side by side, in a process of one thread each: networks this small are
+    slower with two. Raises UserError.
+    """
+    places = [out / name for name in ("target", *COPIES)]
+    if not overwrite and any(place.exists() for place in places):
+        raise UserError(f"{out} holds an earlier demo: choose another --out, or say --overwrite")
+    torch.set_num_threads(1)
+    train_target(
+        "digits",
+        "digits-cnn",
+        out / "target",
+        seed=seed,
+        overwrite=overwrite,
+        progress=lambda done, total, text: update("target", done, total, text),
+    )
+    copy_all(out, seed, queries, update)
+    page = out / "report.html"
+    render([out / name for name in COPIES], page, title="dualstudent demo: copying a digit classifier")
+    return page, [(name, Run(out / name).result) for name in COPIES]
+
+
+def copy_all(out: Path, seed: int, queries: int, update: Update) -> None:
+    """Make all copies in processes of their own. Raises UserError with what stopped one."""
+    context = multiprocessing.get_context("spawn")
+    news: Any = context.Queue()
+    workers = {
+        name: context.Process(target=_copy, args=(out, name, seed, queries, news), daemon=True)
+        for name in COPIES
+    }
+    for worker in workers.values():
+        worker.start()
+    try:
+        while workers:
+            try:
+                name, spent, text, error = news.get(timeout=1)
+            except queue.Empty:
+                dead = [name for name, worker in workers.items() if worker.exitcode not in (None, 0)]
+                if dead:
+                    raise UserError(f"the process of copy '{dead[0]}' died: is there memory left?") from None
+                continue
+            if error is not None:
+                raise UserError(error)
+            update(name, spent, queries, text)
+            if text == "done":
+                workers.pop(name).join()
+    finally:
+        for worker in workers.values():
+            worker.terminate()
+
+
+def _copy(out: Path, name: str, seed: int, queries: int, news: Any) -> None:
+    """Make one copy; tells how far it is, at most five times a second."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+    torch.set_num_threads(1)
+    said = 0.0
+
+    def progress(spent: int, last: dict[str, Any]) -> None:
+        nonlocal said
+        if time.monotonic() - said > 0.2:
+            said = time.monotonic()
+            agreement = last.get("agreement")
+            news.put((name, spent, "" if agreement is None else f"agreement {agreement:.3f}", None))
+
+    try:
+        extract(
+            DualStudent.preset(PRESET),
+            open_target(str(out / "target")),
+            queries=queries,
+            labels=COPIES[name],
+            seed=seed,
+            out=out / name,
+            data=load_data("digits"),
+            preset=PRESET,
+            device="cpu",
+            overwrite=True,
+            progress=progress,
+            command=["dualstudent", "demo", "--out", str(out), "--seed", str(seed)],
+        )
+        news.put((name, queries, "done", None))
+    except UserError as error:
+        news.put((name, 0, "", f"copy '{name}': {error}"))

@@ -1,0 +1,111 @@
+"""run(): the one loop. Phases of known cost, seeded steps, exact bill, snapshots."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from dualstudent import parallel
+from dualstudent.checkpoint import Snapshots
+from dualstudent.errors import Stopped, UserError
+from dualstudent.ledger import Account, Shown
+from dualstudent.methods import Method, Metrics, Phase, State
+from dualstudent.methods.base import pace
+from dualstudent.oracle import Oracle
+from dualstudent.spec import Spec, Target
+
+S = TypeVar("S", bound=State)
+INIT = 0  # the step number that seeds initial weights; the first step is 1
+
+
+@dataclass(frozen=True)
+class Moment(Generic[S]):
+    """What a watcher sees after each step."""
+
+    step: int  # number of the step, from 1
+    steps: int  # steps of the whole run
+    spent: int
+    state: S
+    metrics: Metrics
+
+
+Watch = Callable[[Moment[Any]], bool]  # returns whether to stop here
+
+
+def check(method: Method[Any], spec: Spec) -> None:
+    """Raise UserError where a target reveals less than a method needs."""
+    if spec.access < method.needs:
+        raise UserError(
+            f"{method.name} needs {method.needs.name} of a target, this one reveals {spec.access.name} only"
+        )
+
+
+def plan(method: Method[S], budgets: Sequence[int]) -> list[Phase[S]]:
+    """Return the phases of a run whose budget was raised step by step (usually one budget).
+
+    Raises UserError for a budget that the method cannot spend.
+    """
+    phases: list[Phase[S]] = []
+    done = 0
+    for budget in budgets:
+        if budget <= done:
+            raise UserError(f"a budget of {budget} queries: it must be more than the {done} planned before")
+        leg = method.phases(budget, done)
+        cost = sum(phase.steps * phase.cost for phase in leg)
+        if cost > budget - done:
+            raise RuntimeError(f"{method.name} plans {cost} images for a budget of {budget - done}")
+        phases += leg
+        done += cost
+    return phases
+
+
+def run(
+    method: Method[S],
+    target: Target,
+    account: Account,
+    *,
+    budgets: Sequence[int],
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    shown: Shown | None = None,
+    snapshots: Snapshots | None = None,
+    watch: Watch = lambda moment: False,
+    resumed: Callable[[int], None] = lambda step: None,
+) -> S:
+    """Extract a target and return the final state.
+
+    Starts from the snapshot if there is one (`resumed` is told its step); saves one when due, when
+    `watch` wants to stop (raising Stopped), and at the end. Raises UserError before the first query
+    where method, target and budget do not fit, TargetError and Overdraft as the oracle does.
+    """
+    spec = target.spec
+    check(method, spec)
+    phases = plan(method, budgets)
+    parallel.seed_step(seed, INIT, 0)  # weights alike on all ranks
+    with torch.device(device):
+        state = method.init(spec)
+    first = snapshots.load(state, account) if snapshots is not None else 0
+    resumed(first)
+    if shown is not None:
+        shown.rewind(account.spent)
+    oracle = Oracle(target, account, shown)
+    total = sum(phase.steps for phase in phases)
+    step = 0
+    for phase in phases:
+        for i in range(phase.steps):
+            step += 1
+            if step <= first:
+                continue
+            parallel.seed_step(seed, step, parallel.rank())
+            pace(state, phase.schedule(i / phase.steps))
+            before = account.spent
+            metrics = phase.step(state, oracle)
+            if account.spent - before != phase.cost:
+                raise RuntimeError(f"step {step} asked {account.spent - before} images, plan: {phase.cost}")
+            stop = watch(Moment(step, total, account.spent, state, metrics))
+            if snapshots is not None and (stop or snapshots.due or step == total):
+                snapshots.save(step, state, account)
+            if stop and step < total:
+                raise Stopped(f"stopped after {account.spent} queries")
+    return state

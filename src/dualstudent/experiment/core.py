@@ -1,0 +1,328 @@
+"""extract, resume, evaluate: a run from its first query to its result."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dualstudent import engine
+from dualstudent.checkpoint import Snapshots
+from dualstudent.data import Images, load_data
+from dualstudent.defences import LabelOnly
+from dualstudent.errors import Stopped, UserError
+from dualstudent.evaluation import ask, fidelity, fitting, logits
+from dualstudent.experiment import folder as folders
+from dualstudent.experiment.folder import RunFolder
+from dualstudent.experiment.recorder import Progress, Recorder
+from dualstudent.experiment.result import compose
+from dualstudent.files import read_json, write_json
+from dualstudent.ledger import Account, Shown
+from dualstudent.methods import Method, find
+from dualstudent.networks import Clone, load_student, save_student
+from dualstudent.spec import Access, Labels, Target
+from dualstudent.targets import Opened, TargetOptions, open_target
+
+
+class Run:
+    """A finished run: its directory, its result and the extracted model."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.result = read_json(self.path / "result.json")
+
+    @property
+    def clone(self) -> Clone:
+        """The extracted model in eval mode on the CPU: images in the target's bounds to logits."""
+        return load_student(self.path)
+
+
+def extract(
+    method: Method[Any],
+    target: Target | Opened,
+    *,
+    queries: int,
+    labels: Labels = "soft",
+    seed: int = 0,
+    out: str | Path,
+    data: Images | None = None,
+    preset: str | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    target_options: TargetOptions | None = None,
+    data_dir: str | Path | None = None,
+    points: int = 20,
+    snapshot_every: float = 20.0,
+    tensorboard: bool = False,
+    command: list[str] | None = None,
+    progress: Progress = lambda spent, last: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Run:
+    """Extract a target with exactly `queries` images and write the run to `out`.
+
+    `labels` "hard" shows the method the target's top class only. `data` are images on which the
+    owner judges the clone: the target's answers on them are charged to the audit, not the attack.
+    Raises UserError on bad input, before the first query where it can be known; Stopped if `stop`
+    says so (see `resume`).
+    """
+    opened = target if isinstance(target, Opened) else _as_opened(target)
+    device = choose_device(device)
+    asked = facing(opened.target, labels)
+    engine.check(method, asked.spec)
+    engine.plan(method, [queries])
+    if data is not None:
+        fitting(data, asked.spec)
+    run = RunFolder(out)
+    folders.vacant(run.path, overwrite)
+    method.init(asked.spec)  # a bad architecture or shape ends here, before anything is written
+    about: dict[str, Any] = {"reference": opened.reference, "name": opened.name, "sha256": opened.sha256}
+    about |= {"options": _plain(target_options), "spec": asked.spec.to_json()}
+    options = {
+        "points": points,
+        "snapshot_every": snapshot_every,
+        "tensorboard": tensorboard,
+        "threads": torch.get_num_threads(),
+        "data_dir": None if data_dir is None else str(Path(data_dir).absolute()),
+    }
+    manifest = folders.describe(
+        method,
+        preset=preset,
+        labels=labels,
+        seed=seed,
+        budgets=[queries],
+        target=about,
+        data=data,
+        device=device,
+        options=options,
+        command=command,
+    )
+    run.create(manifest, overwrite=overwrite)
+    _keep_start(run, method)
+    return _go(run, manifest, method, opened.target, data, progress, stop)
+
+
+def resume(
+    path: str | Path,
+    target: Target | None = None,
+    *,
+    queries: int | None = None,
+    data: Images | None = None,
+    progress: Progress = lambda spent, last: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Run:
+    """Go on with a stopped run; with `queries`, extend a finished one to a larger budget.
+
+    The target is opened again as the manifest says, unless given. Raises UserError, Stopped.
+    """
+    run = RunFolder(path)
+    manifest = run.manifest()
+    done = run.result.exists() and read_json(run.result)["complete"]
+    if queries is not None and queries != manifest["budgets"][-1]:
+        if not done:
+            raise UserError(f"{path} is not finished: resume it first, then extend it")
+        if queries < manifest["budgets"][-1]:
+            raise UserError(f"--queries {queries}: the run has spent {manifest['budgets'][-1]} already")
+        manifest["budgets"].append(queries)
+    elif done:
+        raise UserError(f"{path} is finished: give --queries M to extend it")
+    method = _method(run, manifest)
+    engine.plan(method, manifest["budgets"])
+    if target is None:
+        target = reopen(manifest)
+    if data is None and manifest["data"] is not None:
+        data = saved_data(manifest)
+    torch.set_num_threads(manifest["threads"])
+    write_json(run.manifest_file, manifest)
+    return _go(run, manifest, method, target, data, progress, stop)
+
+
+def evaluate(path: str | Path, data: Images, target: Target | None = None) -> dict[str, Any]:
+    """Judge a run's clone on other test images and add the figures to its result.json.
+
+    The target's answers are charged to the audit, once for each set of images. Raises UserError.
+    """
+    run = RunFolder(path)
+    manifest, result = run.manifest(), read_json(run.result)
+    target = target or reopen(manifest)
+    fitting(data, target.spec)
+    account = Account("audit", path=run.audit)
+    answers = _answers(run, target, data, account)
+    clone = load_student(run.path)
+    each = logits(clone, data, target.spec)
+    figures = fidelity(each, answers, data, access=target.spec.access, ids=clone.ids)
+    about = {"data": data.name, "split": data.split, "images": len(data), "sha256": data.digest()}
+    others = [e for e in result.get("evaluations", []) if e["sha256"] != about["sha256"]]
+    result["evaluations"] = [*others, about | figures]
+    if result["accuracy"] is None:  # the run itself had no test images
+        result |= figures
+    result["bill"]["audit"] = account.asked
+    write_json(run.result, result)
+    return about | figures
+
+
+def facing(target: Target, labels: Labels) -> Target:
+    """Return the target as the attacker sees it. Raises UserError for soft labels it does not give."""
+    if labels == "hard":
+        return target if target.spec.access == Access.LABEL else LabelOnly(target)
+    if target.spec.access != Access.PROBS:
+        raise UserError(
+            f"--labels soft: the target reveals {target.spec.access.name} only; use --labels hard"
+        )
+    if target.spec.classes is None:
+        raise UserError("--labels soft: an unknown number of classes needs --labels hard")
+    return target
+
+
+def choose_device(device: str) -> str:
+    """Return a usable device: "auto" is the GPU if there is one. Raises UserError."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def reopen(manifest: dict[str, Any]) -> Target:
+    """Open the target of a manifest again. Raises UserError if it is another one by now."""
+    about = manifest["target"]
+    if about["reference"] is None:
+        raise UserError("the run's target was a Python object: resume it from Python and give the target")
+    options = dict(about["options"] or {})
+    for name in ("shape", "bounds"):
+        options[name] = None if options.get(name) is None else tuple(options[name])
+    opened = open_target(about["reference"], TargetOptions(**options), device=manifest["device"])
+    if opened.sha256 != about["sha256"]:
+        raise UserError(f"{about['reference']} holds another target than the run began with")
+    return opened.target
+
+
+def saved_data(manifest: dict[str, Any]) -> Images:
+    """Load the test images of a manifest again. Raises UserError if they are others by now."""
+    about = manifest["data"]
+    data = load_data(about["name"], about["split"], folder=manifest["data_dir"])
+    if data.digest() != about["sha256"]:
+        raise UserError(f"{about['name']} has other images than the run began with")
+    return data
+
+
+def _go(
+    run: RunFolder,
+    manifest: dict[str, Any],
+    method: Method[Any],
+    target: Target,
+    data: Images | None,
+    progress: Progress,
+    stop: Callable[[], bool],
+) -> Run:
+    device, asked = manifest["device"], facing(target, manifest["labels"])
+    attack = Account("attack", manifest["budgets"][-1], run.attack)
+    audit = Account("audit", path=run.audit)
+    shown = Shown(run.shown)
+    data = None if data is None else data.to(device)
+    answers = None if data is None else _answers(run, target, data, audit).to(device)
+    board = _board(run.path) if manifest["tensorboard"] else None
+    recorder = Recorder(
+        run,
+        asked.spec,
+        data,
+        answers,
+        target.spec.access,
+        points=manifest["points"],
+        progress=progress,
+        stop=stop,
+        board=board,
+    )
+
+    phases = engine.plan(method, manifest["budgets"])
+    planned = sum(phase.steps * phase.cost for phase in phases)
+
+    def flush() -> None:
+        shown.flush()
+        recorder.flush()
+
+    snapshots = Snapshots(run.snapshot, folders.identity(manifest), manifest["snapshot_every"], flush)
+    try:
+        state = engine.run(
+            method,
+            asked,
+            attack,
+            budgets=manifest["budgets"],
+            seed=manifest["seed"],
+            device=device,
+            shown=shown,
+            snapshots=snapshots,
+            watch=recorder,
+            resumed=recorder.rewind,
+        )
+    except Stopped:
+        values = compose(run, manifest, attack, audit, shown, recorder, planned=planned, figures=None)
+        write_json(run.result, values)
+        raise
+    figures = None if data is None else recorder.figures(state)
+    save_student(run.student, state.clone, spec=asked.spec, seed=manifest["seed"])
+    values = compose(run, manifest, attack, audit, shown, recorder, planned=planned, figures=figures)
+    write_json(run.result, values)
+    return Run(run.path)
+
+
+def _answers(run: RunFolder, target: Target, data: Images, account: Account) -> Tensor:
+    """Return the target's answers on test images, asked once in the life of a run."""
+    path = run.answers / f"{data.digest()[:16]}.safetensors"
+    if path.exists():
+        return load_file(path)["answers"]
+    answers = ask(target, data, account).cpu()
+    save_file({"answers": answers.contiguous()}, path)
+    return answers
+
+
+def _as_opened(target: Target) -> Opened:
+    if isinstance(target, nn.Module) and target.training:
+        raise UserError("the target is in training mode, asking would change it: call .eval() on it first")
+    if not isinstance(target, Target):
+        raise UserError(f"a {type(target).__name__} is no target: it needs .spec and must be callable")
+    return Opened(target, None, type(target).__name__)
+
+
+def _method(run: RunFolder, manifest: dict[str, Any]) -> Method[Any]:
+    recipe = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["recipe"].items()}
+    try:
+        method = find(manifest["method"])(**recipe)
+    except TypeError as error:
+        raise UserError(f"{run.manifest_file} holds another version's recipe: {error}") from error
+    if run.start.is_dir():
+        method = replace(method, start=str(run.start))  # type: ignore[type-var]
+    return method
+
+
+def _keep_start(run: RunFolder, method: Method[Any]) -> None:
+    """Copy the student that a run starts from, so that it can be resumed without its origin."""
+    start = getattr(method, "start", None)
+    if start is None:
+        return
+    origin = Path(start) / "student" if (Path(start) / "student").is_dir() else Path(start)
+    run.start.mkdir()
+    for name in ("student.json", "model.safetensors"):
+        shutil.copyfile(origin / name, run.start / name)
+
+
+def _plain(options: TargetOptions | None) -> dict[str, Any] | None:
+    return None if options is None else dict(vars(options))
+
+
+def _board(path: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except (ImportError, RuntimeError) as error:
+        raise UserError("--tensorboard needs: pip install 'dualstudent[tensorboard]'") from error
+    return SummaryWriter(str(path / "tensorboard"))
+
+
+def budget(path: str | Path) -> int:
+    """Return the budget of a run. Raises UserError where there is none."""
+    return int(RunFolder(path).manifest()["budgets"][-1])

@@ -1,0 +1,150 @@
+"""One run, one directory: what lies where, and what must never be overwritten."""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from dualstudent.data import Images
+from dualstudent.errors import UserError
+from dualstudent.files import read_json, write_json
+from dualstudent.methods import Method
+
+SCHEMA_VERSION = 1
+
+
+class RunFolder:
+    """Paths of a run, and its manifest."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.manifest_file = self.path / "manifest.json"
+        self.result = self.path / "result.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.snapshot = self.path / "snapshot.pt"
+        self.attack = self.path / "attack.account"
+        self.audit = self.path / "audit.account"
+        self.shown = self.path / "shown.bin"
+        self.timing = self.path / "timing.json"
+        self.student = self.path / "student"
+        self.start = self.path / "start"
+        self.figures = self.path / "figures"
+        self.answers = self.path / "answers"
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the manifest. Raises UserError where there is none that we can read."""
+        if not self.manifest_file.is_file():
+            raise UserError(f"{self.path} holds no run: there is no manifest.json in it")
+        values = read_json(self.manifest_file)
+        if values.get("schema_version") != SCHEMA_VERSION:
+            raise UserError(
+                f"{self.manifest_file} has schema version {values.get('schema_version')},"
+                f" this program reads {SCHEMA_VERSION}"
+            )
+        return values
+
+    def create(self, manifest: dict[str, Any], *, overwrite: bool) -> None:
+        """Make the directory and write the manifest; a run that is in the way is kept unless told.
+
+        Raises UserError.
+        """
+        vacant(self.path, overwrite)
+        if self.path.is_dir() and any(self.path.iterdir()):
+            shutil.rmtree(self.path)
+        for path in (self.path, self.figures, self.answers):
+            path.mkdir(parents=True, exist_ok=True)
+        write_json(self.manifest_file, manifest)
+
+
+def vacant(path: Path, overwrite: bool) -> None:
+    """Raise UserError if a directory holds another run (without `overwrite`) or something else."""
+    if not path.exists():
+        parent = next(p for p in path.absolute().parents if p.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise UserError(f"cannot make {path}: {parent} cannot be written to")
+        return
+    if not path.is_dir():
+        raise UserError(f"{path} is a file: choose another --out")
+    if not any(path.iterdir()):
+        return
+    if not (path / "manifest.json").is_file():
+        raise UserError(f"{path} is not empty and holds no run: choose another --out")
+    if not overwrite:
+        raise UserError(f"{path} holds another run: choose another --out, resume it, or say --overwrite")
+
+
+def describe(
+    method: Method[Any],
+    *,
+    preset: str | None,
+    labels: str,
+    seed: int,
+    budgets: list[int],
+    target: dict[str, Any],
+    data: Images | None,
+    device: str,
+    options: dict[str, Any],
+    command: list[str] | None,
+) -> dict[str, Any]:
+    """Return the manifest of a run: everything that makes it what it is."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "method": method.name,
+        "preset": preset,
+        "recipe": asdict(method),  # type: ignore[call-overload]
+        "data_free": method.data_free,
+        "labels": labels,
+        "seed": seed,
+        "budgets": budgets,
+        "target": target,
+        "data": None
+        if data is None
+        else {"name": data.name, "split": data.split, "images": len(data), "sha256": data.digest()},
+        "device": device,
+        **options,
+        "versions": versions(),
+        "command": command,
+    }
+
+
+def identity(manifest: dict[str, Any]) -> str:
+    """Return a digest of what a snapshot must agree with: recipe, labels, seed and target."""
+    parts = [manifest[key] for key in ("method", "recipe", "labels", "seed")]
+    parts += [manifest["target"][key] for key in ("sha256", "spec")]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    import numpy
+    import torch
+
+    return {
+        "dualstudent": package_version(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(terse=True),
+        "processor": _processor(),
+    }
+
+
+def package_version() -> str:
+    """Return this package's version."""
+    try:
+        return version("dualstudent")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"

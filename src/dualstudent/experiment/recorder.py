@@ -1,0 +1,159 @@
+"""What a run writes down while it goes: metrics, curve, images, and how it is going."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dualstudent.data import Images
+from dualstudent.engine import Moment
+from dualstudent.errors import UserError
+from dualstudent.evaluation import bound, fidelity, logits
+from dualstudent.experiment.folder import RunFolder
+from dualstudent.files import read_json, write_json
+from dualstudent.spec import Access, Spec
+
+Progress = Callable[[int, dict[str, Any]], None]  # queries spent, the last evaluation
+PICTURES = 12  # images of a strip
+
+
+def evaluation_steps(steps: int, points: int) -> set[int]:
+    """Return the steps after which a run is evaluated: even ones, and ever denser ones at the start."""
+    even = {max(1, round(steps * i / points)) for i in range(1, points + 1)}
+    return even | {max(1, steps >> i) for i in range(8)} | {steps}
+
+
+class Recorder:
+    """Watches a run: logs each step, evaluates now and then, knows when it is asked to stop.
+
+    Everything it writes is a function of the recipe, the seed and the target: wall times go to
+    timing.json only.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        spec: Spec,
+        data: Images | None,
+        answers: Tensor | None,
+        revealed: Access,
+        *,
+        points: int = 20,
+        progress: Progress = lambda spent, last: None,
+        stop: Callable[[], bool] = lambda: False,
+        board: Any = None,
+    ) -> None:
+        self.folder, self.spec, self.data, self.answers = folder, spec, data, answers
+        self.revealed, self.points, self.progress, self.stop = revealed, points, progress, stop
+        self.board = board
+        self.last: dict[str, Any] = {}
+        self._steps: set[int] | None = None
+        self._fresh: list[tuple[int, int, dict[str, Tensor]]] = []
+        self._lines: list[str] = []
+        self._clock = time.perf_counter()
+        before = read_json(folder.timing) if folder.timing.exists() else {}
+        self._wall, self.sessions = float(before.get("wall_s", 0.0)), int(before.get("sessions", 0)) + 1
+
+    def __call__(self, moment: Moment[Any]) -> bool:
+        """Take note of a step; return whether to stop."""
+        scalars = {name: value for name, value in moment.metrics.items() if value.ndim == 0}
+        self._fresh.append((moment.step, moment.spent, scalars))
+        if self._steps is None:
+            self._steps = evaluation_steps(moment.steps, self.points)
+        if moment.step in self._steps:
+            self._evaluate(moment)
+        self.progress(moment.spent, self.last)
+        return self.stop()
+
+    def rewind(self, step: int) -> None:
+        """Drop what was written after a step, as a snapshot of that step wants."""
+        if step == 0 or not self.folder.metrics.exists():
+            self.folder.metrics.unlink(missing_ok=True)
+            return
+        kept = [line for line in _whole_lines(self.folder.metrics) if json.loads(line)["step"] <= step]
+        temporary = self.folder.metrics.with_suffix(".tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept))
+        temporary.replace(self.folder.metrics)
+
+    def flush(self) -> None:
+        """Write down what is new since the last flush. Raises UserError."""
+        self._write_steps()
+        try:
+            with self.folder.metrics.open("a") as file:
+                file.write("".join(line + "\n" for line in self._lines))
+        except OSError as error:
+            raise UserError(f"cannot write {self.folder.metrics}: {error.strerror}") from error
+        self._lines.clear()
+        write_json(self.folder.timing, {"wall_s": self.wall, "sessions": self.sessions})
+
+    @property
+    def wall(self) -> float:
+        """Seconds worked on this run, over all sessions."""
+        return self._wall + time.perf_counter() - self._clock
+
+    def _write_steps(self) -> None:
+        for step, spent, scalars in self._fresh:
+            values = {name: value.item() for name, value in scalars.items()}
+            self._log({"event": "step", "step": step, "queries": spent, **values})
+        self._fresh.clear()
+
+    def _log(self, line: dict[str, Any]) -> None:
+        self._lines.append(json.dumps(line))
+        if self.board is not None:
+            for name, value in line.items():
+                if isinstance(value, float):
+                    self.board.add_scalar(f"{line['event']}/{name}", value, line["queries"])
+
+    def _evaluate(self, moment: Moment[Any]) -> None:
+        self._write_steps()
+        point: dict[str, Any] = {"accuracy": None, "agreement": None}
+        if self.data is not None and self.answers is not None:
+            figures = self.figures(moment.state)
+            point = {name: figures[name] for name in point}
+        limits = bound(moment.metrics, self.spec)
+        if limits is not None:
+            point |= {name: limits[name] for name in ("space", "gap", "error", "tightness", "faults")}
+        if "student/images" in moment.metrics:
+            _save_strip(
+                self.spec.decode(moment.metrics["student/images"][:PICTURES]),
+                self.folder.figures / f"asked-{moment.spent:09d}.png",
+            )
+        self.last = point
+        self._log({"event": "evaluation", "step": moment.step, "queries": moment.spent, **point})
+
+    def figures(self, state: Any) -> dict[str, Any]:
+        """Return all figures of the present clone on the test images."""
+        assert self.data is not None
+        assert self.answers is not None
+        clone = state.clone
+        each = logits(clone, self.data, self.spec)
+        return fidelity(each, self.answers, self.data, access=self.revealed, ids=clone.ids)
+
+
+def read_curve(folder: RunFolder) -> list[dict[str, Any]]:
+    """Return the evaluations written so far, in order."""
+    lines = (json.loads(line) for line in _whole_lines(folder.metrics))
+    return [
+        {name: value for name, value in line.items() if name not in ("event", "step")}
+        for line in lines
+        if line["event"] == "evaluation"
+    ]
+
+
+def _whole_lines(path: Path) -> list[str]:
+    return path.read_text().rpartition("\n")[0].splitlines() if path.exists() else []
+
+
+@torch.no_grad()
+def _save_strip(pixels: Tensor, path: Path) -> None:
+    """Save images side by side, one pixel apart."""
+    strip = torch.nn.functional.pad(pixels, (0, 1), value=1.0).permute(1, 2, 0, 3).flatten(2)[:, :, :-1]
+    array = (strip * 255).round().byte().cpu().numpy()
+    picture = array[0] if len(array) != 3 else np.moveaxis(array, 0, 2)
+    Image.fromarray(picture).save(path)

@@ -1,0 +1,102 @@
+"""result.json: what came out, the flags that doubt it, and the bill."""
+
+from typing import Any
+
+from dualstudent.experiment.folder import SCHEMA_VERSION, RunFolder
+from dualstudent.experiment.recorder import Recorder, read_curve
+from dualstudent.ledger import Account, Shown
+
+COLLAPSE = 0.9  # share of one class among the answers that a flag calls a collapse
+EMPTY: dict[str, Any] = {
+    "target_accuracy": None,
+    "accuracy": None,
+    "accuracy_each": None,
+    "agreement": None,
+    "agreement_ci": None,
+    "agreement_each": None,
+    "kappa": None,
+    "per_class": [],
+    "l1": None,
+    "kl": None,
+}
+
+
+def compose(
+    run: RunFolder,
+    manifest: dict[str, Any],
+    attack: Account,
+    audit: Account,
+    shown: Shown,
+    recorder: Recorder,
+    *,
+    planned: int,
+    figures: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Return result.json. All but `timing` and `bill` depends on recipe, seed and target alone."""
+    curve = read_curve(run)
+    histogram = shown.histogram()
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "method": manifest["method"],
+        "preset": manifest["preset"],
+        "labels": manifest["labels"],
+        "seed": manifest["seed"],
+        "budget": manifest["budgets"][-1],
+        "spent": attack.spent,
+        "unique": shown.unique,
+        "extended_from": manifest["budgets"][:-1],
+        **(EMPTY if figures is None else figures),
+        "curve": [{name: v for name, v in point.items() if name != "space"} for point in curve],
+        "bound": _bound(curve),
+        "histogram": {str(label): count for label, count in histogram.items()},
+        "complete": attack.spent == planned,
+        "flags": _flags(manifest, attack.spent, planned, curve, histogram),
+        "timing": {
+            "wall_s": round(recorder.wall, 3),
+            "queries_per_s": round(attack.spent / max(recorder.wall, 1e-9), 1),
+            "sessions": recorder.sessions,
+        },
+        "bill": {"asked": attack.asked, "asked_again": attack.asked_again, "audit": audit.asked},
+    }
+
+
+def _bound(curve: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the last recorded bound, with the faults of all evaluations."""
+    known = [point for point in curve if "tightness" in point]
+    if not known:
+        return None
+    faults = [fault for point in known for fault in point["faults"]]
+    last = {name: known[-1][name] for name in ("space", "gap", "error", "tightness")}
+    return last | {"faults": list(dict.fromkeys(faults))}
+
+
+def _flags(
+    manifest: dict[str, Any], spent: int, planned: int, curve: list[dict[str, Any]], histogram: dict[int, int]
+) -> list[dict[str, Any]]:
+    """Return what a reader should check before he believes the figures."""
+    limits = _bound(curve)
+    faults = limits["faults"] if limits else []
+    top = max(histogram.values(), default=0) / max(1, sum(histogram.values()))
+    soft = "probabilities" if manifest["labels"] == "soft" else "top class only"
+    flags = [
+        ("budget", spent == planned, f"{spent:,} of {planned:,} planned queries spent"),
+        ("access", True, f"the attacker saw: {soft}"),
+        ("data-free", manifest["data_free"], "no outside images" if manifest["data_free"] else "uses images"),
+        (
+            "collapse",
+            top < COLLAPSE,
+            f"the commonest answer is {top:.0%} of all" if histogram else "no answers yet",
+        ),
+        (
+            "bound of eq. 4",
+            not faults,
+            ("holds at every evaluation" if limits else "not defined for this method")
+            if not faults
+            else "; ".join(faults),
+        ),
+        ("selection", True, "the final model, never chosen on test images"),
+    ]
+    if len(manifest["budgets"]) > 1:
+        before = ", ".join(f"{budget:,}" for budget in manifest["budgets"][:-1])
+        flags.append(("extended", False, f"planned for {before} queries first, then extended"))
+    return [{"name": name, "ok": ok, "text": text} for name, ok, text in flags]

@@ -1,0 +1,145 @@
+"""Who pays: images charged before they are shown, and a record of what was shown."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from dualstudent.errors import Overdraft, UserError
+
+
+class Account:
+    """Images shown to a target for one purpose ("attack", "audit"), under an optional limit.
+
+    `spent` counts the images in the history of the present state; `asked` counts every image ever
+    charged, steps replayed after a crash included. With a file, `asked` is on disk before anything
+    is asked. Raises UserError on an unreadable file.
+    """
+
+    def __init__(self, purpose: str, limit: int | None = None, path: Path | None = None) -> None:
+        self.purpose, self.limit, self.spent, self.asked = purpose, limit, 0, 0
+        self._file = None
+        if path is not None:
+            whole, self.asked = _last_count(path)
+            self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
+            self._file.truncate(whole)
+            self._file.seek(whole)
+            self.spent = self.asked
+
+    @property
+    def asked_again(self) -> int:
+        """Images charged that are not part of the present history: steps lost and replayed."""
+        return self.asked - self.spent
+
+    def charge(self, images: int) -> None:
+        """Add images to the bill, durably, before they are shown. Raises Overdraft, UserError."""
+        if images < 0:
+            raise UserError(f"cannot charge {images} images")
+        if self.limit is not None and self.spent + images > self.limit:
+            raise Overdraft(
+                f"{self.purpose}: {images} images more than the {self.spent} spent"
+                f" would pass the limit of {self.limit}"
+            )
+        if self._file is not None:
+            self._file.write(b"%d\n" % (self.asked + images))
+            os.fsync(self._file.fileno())
+        self.asked += images
+        self.spent += images
+
+    def rewind(self, spent: int) -> None:
+        """Go back to the history of a snapshot: what came after it was asked in vain."""
+        if not 0 <= spent <= self.asked:
+            raise UserError(f"{self.purpose}: the snapshot has {spent} images, the account {self.asked}")
+        self.spent = spent
+
+    def close(self) -> None:
+        """Close the file; the account cannot be charged durably afterwards."""
+        if self._file is not None:
+            self._file.close()
+
+
+def _last_count(path: Path) -> tuple[int, int]:
+    """Return (length of the whole lines, last count) of an account file; a torn end is dropped."""
+    if not path.exists():
+        return 0, 0
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    if not whole:
+        return 0, 0
+    last = whole.rpartition(b"\n")[2]
+    if not last.isdigit():
+        raise UserError(f"{path} is no account: its last line is {last[:20]!r}; restore it from a copy")
+    return len(whole) + 1, int(last)
+
+
+_SHOWN = np.dtype([("digest", "<i8"), ("label", "<u2")])
+
+
+class Shown:
+    """A record of every image shown, in order: a 64-bit digest and the class answered.
+
+    Ten bytes an image; in a file if a path is given. Kept on the device until `flush`.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._fresh: list[tuple[Tensor, Tensor]] = []
+        self._kept = np.empty(0, _SHOWN)
+        if path is not None and path.exists():
+            raw = path.read_bytes()
+            self._kept = np.frombuffer(raw[: len(raw) // _SHOWN.itemsize * _SHOWN.itemsize], _SHOWN)
+
+    def add(self, x: Float[Tensor, "b c h w"], answer: Float[Tensor, "b k"]) -> None:
+        """Note one answered batch."""
+        self._fresh.append((digest(x), answer.argmax(1)))
+
+    def flush(self) -> None:
+        """Move what was noted since the last flush off the device and into the file."""
+        if not self._fresh:
+            return
+        rows = np.empty(sum(len(d) for d, _ in self._fresh), _SHOWN)
+        rows["digest"] = torch.cat([d for d, _ in self._fresh]).cpu().numpy()
+        rows["label"] = torch.cat([label for _, label in self._fresh]).cpu().numpy()
+        self._fresh.clear()
+        if self._path is not None:
+            with self._path.open("ab") as file:
+                file.write(rows.tobytes())
+        self._kept = np.concatenate([self._kept, rows])
+
+    def rewind(self, images: int) -> None:
+        """Forget all but the first images, as a snapshot of that history wants. Raises UserError."""
+        self._fresh.clear()
+        if len(self._kept) < images:
+            raise UserError(f"the record of images shown has {len(self._kept)}, the snapshot {images}")
+        self._kept = self._kept[:images]
+        if self._path is not None:
+            with self._path.open("ab") as file:
+                file.truncate(images * _SHOWN.itemsize)
+
+    @property
+    def unique(self) -> int:
+        """Number of different images shown."""
+        self.flush()
+        return len(np.unique(self._kept["digest"]))
+
+    def histogram(self) -> dict[int, int]:
+        """Return how often each class was answered; classes never answered are left out."""
+        self.flush()
+        labels, counts = np.unique(self._kept["label"], return_counts=True)
+        return {int(label): int(count) for label, count in zip(labels, counts, strict=True)}
+
+
+def digest(x: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b"]:
+    """Return a 64-bit multilinear hash of each image's float32 bits, on its device.
+
+    Integer arithmetic: the value depends on neither the order of summation nor the batch.
+    """
+    bits = x.detach().float().flatten(1).contiguous().view(torch.int32).long()
+    place = torch.arange(1, bits.shape[1] + 1, device=x.device)
+    weights = place * -7046029254386353131  # 2^64 / golden ratio, odd, as a signed number
+    weights = (weights ^ (weights >> 29)) * -4658895280553007687 | 1
+    mixed = bits * -7723592293110705685
+    mixed = mixed ^ (mixed >> 32)
+    return (mixed * weights).sum(1)

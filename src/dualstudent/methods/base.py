@@ -1,0 +1,167 @@
+"""What a method is: a frozen recipe that makes a state and a list of phases of known cost."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dualstudent import parallel
+from dualstudent.errors import UserError, unknown
+from dualstudent.networks import Clone
+from dualstudent.oracle import Oracle
+from dualstudent.spec import Access, Spec
+
+Schedule = Callable[[float], float]  # progress in [0, 1) -> factor on the learning rates
+Metrics = Mapping[str, Tensor]  # scalars are logged; what has more axes is kept for the next evaluation
+
+
+class State(Protocol):
+    """Everything that changes during a run: a dataclass of modules and optimisers, nothing else."""
+
+    @property
+    def clone(self) -> Clone:
+        """The extracted model as it stands."""
+
+
+S = TypeVar("S", bound=State)
+
+
+def constant(progress: float) -> float:
+    """Leave the learning rates as they are."""
+    return 1.0
+
+
+@dataclass(frozen=True)
+class Phase(Generic[S]):
+    """`steps` equal steps that ask `cost` images each, exactly: the engine checks."""
+
+    name: str
+    step: Callable[[S, Oracle], Metrics]
+    steps: int
+    cost: int
+    schedule: Schedule = constant
+
+
+class Method(Protocol[S]):
+    """A recipe: a frozen dataclass whose fields are its options and its record."""
+
+    name: ClassVar[str]
+    needs: ClassVar[Access]  # the least a target must reveal
+    data_free: ClassVar[bool]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]  # the first is the default
+
+    @classmethod
+    def preset(cls, name: str) -> Self:
+        """Return the recipe of a preset. Raises UserError."""
+
+    @property
+    def queries_per_step(self) -> int:
+        """Images asked in a full step."""
+
+    def init(self, spec: Spec) -> S:
+        """Return a fresh state for a target, on torch's default device. Raises UserError."""
+
+    def phases(self, budget: int, done: int = 0) -> Sequence[Phase[S]]:
+        """Return the plan for the queries from `done` to `budget`. Raises UserError."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all methods share: presets by name."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+
+    @classmethod
+    def preset(cls, name: str) -> Self:
+        """Return the recipe of a preset. Raises UserError on an unknown name."""
+        if name not in cls.presets:
+            raise unknown("preset", name, cls.presets)
+        return cls(**cls.presets[name])
+
+    def at_least(self, **least: float) -> None:
+        """Raise UserError for the first field that is below its least value."""
+        for name, value in least.items():
+            if not getattr(self, name) >= value:
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} {getattr(self, name)}: it must be at least {value:g}")
+
+
+def steps_down(*at: float, factor: float = 0.3) -> Schedule:
+    """Return the schedule that multiplies the rates by `factor` at each of the given progresses."""
+    return lambda progress: factor ** sum(progress >= point for point in at)
+
+
+def cut(schedule: Schedule, start: float, stop: float) -> Schedule:
+    """Return the part of a schedule between two progresses, as a schedule of its own."""
+    return lambda progress: schedule(start + progress * (stop - start))
+
+
+def split(images: int, batch: int) -> list[int]:
+    """Cut a number of images into batches as equal as can be, none over `batch`."""
+    batches = -(-images // batch)
+    return [images // batches + (i < images % batches) for i in range(batches)]
+
+
+def spend(
+    step: Callable[[S, Oracle, Sequence[int]], Metrics],
+    budget: int,
+    done: int,
+    *,
+    batch: int,
+    batches: int,
+    schedule: Schedule = constant,
+) -> list[Phase[S]]:
+    """Plan steps of `batches` batches of `batch` images that spend a budget to the last query.
+
+    What does not fill a step is asked in a last, smaller one; a single image over joins the step
+    before it, since a batch of one has no batch statistics. The schedule runs over 0 … budget.
+    Raises UserError for fewer than two queries.
+    """
+    left, full = budget - done, batch * batches
+    if left < 2:
+        raise UserError(f"{left} queries: at least 2 are needed (batch statistics of one image do not exist)")
+    steps, rest = divmod(left, full)
+    if rest == 1 and steps:
+        steps, rest = steps - 1, rest + full
+    plan: list[Phase[S]] = []
+    turn = (done + steps * full) / budget
+    for name, count, sizes, start, stop in (
+        ("steps", steps, [batch] * batches, done / budget, turn),
+        ("rest", int(rest > 0), split(rest, batch) if rest else [], turn, 1.0),
+    ):
+        if count:
+            plan.append(
+                Phase(
+                    name,
+                    lambda state, oracle, sizes=sizes: step(state, oracle, sizes),  # type: ignore[misc]
+                    count,
+                    sum(sizes),
+                    cut(schedule, start, stop),
+                )
+            )
+    return plan
+
+
+def descend(optimiser: torch.optim.Optimizer, loss: Float[Tensor, ""]) -> None:
+    """Step down a loss, with gradients into the optimiser's own parameters only, mean over ranks."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
+    parallel.average_gradients(parameters)
+    optimiser.step()
+
+
+def optimisers(state: State) -> list[torch.optim.Optimizer]:
+    """Return the optimisers of a state, in the order of its fields."""
+    values = (getattr(state, field.name) for field in fields(state))  # type: ignore[arg-type]
+    return [value for value in values if isinstance(value, torch.optim.Optimizer)]
+
+
+def pace(state: State, factor: float) -> None:
+    """Set every learning rate to its initial value times a factor."""
+    for optimiser in optimisers(state):
+        for group in optimiser.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor

@@ -1,0 +1,177 @@
+"""Dual Student Networks (Beetham, Kardan, Mian, Shah; ICLR 2023; arXiv 2309.10058)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from dualstudent import parallel
+from dualstudent.errors import UserError
+from dualstudent.losses import cross_entropy, disagreement, l1, recover_logits
+from dualstudent.methods.base import Metrics, Phase, Recipe, descend, spend, steps_down
+from dualstudent.networks import Average, Classes, Clone, Generator, Students, load_student, smallest
+from dualstudent.oracle import Oracle
+from dualstudent.spec import Access, Spec
+
+
+@dataclass
+class DualStudentState:
+    """The students, their generator, both optimisers and the running average."""
+
+    students: Students
+    generator: Generator
+    student_descent: torch.optim.SGD
+    generator_descent: torch.optim.Adam
+    average: Average | None
+
+    @property
+    def clone(self) -> Clone:
+        """The mean of the students, or of their running average once that has begun."""
+        return Clone(self.students if self.average is None else self.average.or_else(self.students))
+
+
+@dataclass(frozen=True)
+class DualStudent(Recipe):
+    """Two students and a generator of images on which they disagree; soft and hard labels."""
+
+    student: str = "auto"  # architecture, or torch:package.module:factory; auto: the smallest that fits
+    students: int = 2  # K: the generator climbs the mean disagreement of all pairs
+    batch: int = 256  # images of a batch
+    generator_steps: int = 1  # generator steps of an iteration, free of queries
+    student_steps: int = 5  # batches asked and learnt in an iteration
+    noise: Literal["normal", "uniform"] = "normal"  # N(0, 1), or U(0, 1) as the paper's text has it
+    noise_size: int = 256  # entries of a noise vector
+    width: int = 64  # channels of the generator's last hidden layer; twice as many before
+    learn_range: bool = False  # learn scale and offset of the generator's last normalisation
+    rate_soft: float = 0.3  # learning rate of the students on probabilities
+    rate_hard: float = 0.05  # learning rate of the students on labels
+    momentum: float = 0.9  # of the students' SGD
+    weight_decay: float = 5e-4  # of the students' SGD
+    generator_rate: float = 1e-4  # learning rate of the generator's Adam
+    drops: tuple[float, ...] = (
+        0.1,
+        0.3,
+        0.5,
+    )  # shares of the budget at which all rates fall to 0.3 of before
+    average: float = 0.9  # decay of the running average that is evaluated; 0: none
+    average_every: int = 10  # iterations between its updates
+    max_classes: int = 1000  # size of the head where the number of classes is unknown
+    start: str | None = None  # a run or student folder: it becomes S1, and S1 alone is the clone
+
+    name: ClassVar[str] = "dual-student"
+    needs: ClassVar[Access] = Access.LABEL
+    data_free: ClassVar[bool] = True
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {},  # the authors' released settings, for budgets of 2 M and more
+        "small": {  # for tens of thousands of queries; tuned on digits, see docs/methods/dual-student.md
+            "batch": 32,
+            "learn_range": True,
+            "generator_rate": 1e-3,
+            "rate_soft": 0.1,
+            "rate_hard": 0.03,
+            "drops": (0.5, 0.8),
+            "average": 0.0,
+        },
+    }
+
+    def __post_init__(self) -> None:
+        self.at_least(students=2, batch=2, generator_steps=0, student_steps=1, noise_size=1, width=1)
+        self.at_least(rate_soft=0, rate_hard=0, momentum=0, weight_decay=0, generator_rate=0)
+        self.at_least(average=0, average_every=1, max_classes=2)
+        if not (self.average < 1 and self.momentum < 1):
+            raise UserError("--average and --momentum must be below 1")
+
+    @property
+    def queries_per_step(self) -> int:
+        return self.batch * self.student_steps
+
+    def init(self, spec: Spec) -> DualStudentState:
+        """Return fresh students and generator; with `start`, a trained first student."""
+        first = None if self.start is None else self._started(self.start, spec)
+        seen = Classes(self.max_classes) if spec.classes is None else None
+        arch = self.student if first is None else first.arch
+        students = Students(
+            smallest(spec.shape) if arch == "auto" else arch,
+            spec.shape,
+            spec.classes or self.max_classes,
+            self.students,
+            seen=seen,
+            first=None if first is None else first.students[0].train(),
+        )
+        generator = Generator(
+            self.noise_size, spec.shape, spec.bounds, width=self.width, learn_range=self.learn_range
+        )
+        rate = self.rate_hard if spec.access == Access.LABEL else self.rate_soft
+        return DualStudentState(
+            students,
+            generator,
+            torch.optim.SGD(students.parameters(), rate, self.momentum, weight_decay=self.weight_decay),
+            torch.optim.Adam(generator.parameters(), self.generator_rate),
+            Average(students, self.average, self.average_every) if self.average else None,
+        )
+
+    def phases(self, budget: int, done: int = 0) -> Sequence[Phase[DualStudentState]]:
+        """Return iterations of `student_steps` batches that spend the budget; rates × 0.3 at `drops`."""
+        return spend(
+            self.iterate,
+            budget,
+            done,
+            batch=self.batch,
+            batches=self.student_steps,
+            schedule=steps_down(*self.drops),
+        )
+
+    def iterate(self, state: DualStudentState, oracle: Oracle, sizes: Sequence[int]) -> Metrics:
+        """Climb the students' disagreement, then ask and imitate one batch of each size."""
+        metrics: dict[str, Tensor] = {}
+        for _ in range(self.generator_steps):
+            metrics |= self.climb(state)
+        state.generator.eval()
+        losses = [self.imitate(state, oracle, images, metrics) for images in sizes]
+        if state.average is not None:
+            state.average.update(state.students)
+        return metrics | {"loss": torch.stack(losses).mean()}
+
+    def climb(self, state: DualStudentState) -> dict[str, Tensor]:
+        """Ascend eq. 3, max_G ‖S1(x) − S2(x)‖₁: no target in sight, true gradients."""
+        x = state.generator.train()(self.draw(state, self.batch))
+        logits = state.students(x)
+        gap = disagreement(logits).mean()
+        descend(state.generator_descent, -gap)
+        return {"gap": gap.detach(), "generator/images": x.detach(), "generator/logits": logits.detach()}
+
+    def imitate(
+        self, state: DualStudentState, oracle: Oracle, images: int, metrics: dict[str, Tensor]
+    ) -> Tensor:
+        """Ask fresh images and descend min L_S(S_i(x), T(x)) for each student on the same batch."""
+        with torch.no_grad():
+            x = oracle.spec.quantise(state.generator(self.draw(state, images)))
+        answer = oracle(x)
+        if state.students.seen is not None:
+            answer = state.students.seen.learn(answer)
+        logits = state.students(x)
+        if oracle.spec.access == Access.LABEL:
+            losses = cross_entropy(logits, answer).mean(1)
+        else:
+            losses = l1(logits, recover_logits(answer)).mean(1)
+        descend(state.student_descent, losses.sum())
+        loss = losses.detach().mean()
+        metrics |= {"student/loss": loss, "student/images": x, "student/answers": answer}
+        metrics["student/logits"] = logits.detach()
+        return loss
+
+    def draw(self, state: DualStudentState, images: int) -> Tensor:
+        """Return this rank's share of fresh noise vectors (b, noise_size)."""
+        make = torch.randn if self.noise == "normal" else torch.rand
+        device = state.generator.linear.weight.device
+        return make(parallel.shard(images), self.noise_size, device=device)
+
+    def _started(self, path: str, spec: Spec) -> Clone:
+        clone = load_student(path)
+        if clone.outputs != spec.classes or clone.seen is not None:
+            raise UserError(
+                f"{path} has {clone.outputs} classes, the target {spec.classes or 'an unknown number'}"
+            )
+        return clone

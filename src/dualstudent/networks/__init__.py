@@ -1,0 +1,19 @@
+"""Networks: classifiers by name, the generator, and K students as one."""
+
+from dualstudent.networks.classifiers import ARCHITECTURES, classifier, smallest
+from dualstudent.networks.ensemble import Average, Classes, Clone, Students
+from dualstudent.networks.generators import Generator
+from dualstudent.networks.store import load_student, save_student
+
+__all__ = [
+    "ARCHITECTURES",
+    "Average",
+    "Classes",
+    "Clone",
+    "Generator",
+    "Students",
+    "classifier",
+    "load_student",
+    "save_student",
+    "smallest",
+]

@@ -1,0 +1,144 @@
+"""Image classifiers by name: targets and students, for any shape they can take. Logits out.
+
+Convolutions in front of BatchNorm carry no bias: it would have no true gradient, only rounding noise.
+State-dict names are part of the saved format: do not rename attributes.
+"""
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dualstudent.errors import UserError, unknown
+from dualstudent.plugins import load_object
+
+Shape = tuple[int, int, int]
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+
+
+class DigitsCNN(nn.Module):
+    """3×3 convolutions 32, 32, pool, 64, pool, linear, with BatchNorm; for 8×8 digits and the like."""
+
+    def __init__(self, shape: Shape, classes: int) -> None:
+        super().__init__()
+        c, h, w = shape
+        _at_least(shape, 4, "digits-cnn")
+        self.conv1, self.bn1 = _conv(c, 32), nn.BatchNorm2d(32)
+        self.conv2, self.bn2 = _conv(32, 32), nn.BatchNorm2d(32)
+        self.conv3, self.bn3 = _conv(32, 64), nn.BatchNorm2d(64)
+        self.head = nn.Linear(64 * (h // 4) * (w // 4), classes)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.max_pool2d(F.relu(self.bn2(self.conv2(x))), 2)
+        x = F.max_pool2d(F.relu(self.bn3(self.conv3(x))), 2)
+        return self.head(x.flatten(1))  # type: ignore[no-any-return]
+
+
+class LeNet5(nn.Module):
+    """LeNet-5 (LeCun et al. 1998) with ReLU and max-pooling; `scale` multiplies its widths."""
+
+    def __init__(self, shape: Shape, classes: int, scale: float = 1.0) -> None:
+        super().__init__()
+        c, h, w = shape
+        _at_least(shape, 12, "lenet5")
+        widths = [int(scale * width) for width in (6, 16, 120, 84)]
+        self.conv1 = nn.Conv2d(c, widths[0], 5, padding=2)
+        self.conv2 = nn.Conv2d(widths[0], widths[1], 5)
+        self.fc1 = nn.Linear(widths[1] * ((h // 2 - 4) // 2) * ((w // 2 - 4) // 2), widths[2])
+        self.fc2 = nn.Linear(widths[2], widths[3])
+        self.head = nn.Linear(widths[3], classes)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        x = F.relu(self.fc2(F.relu(self.fc1(x.flatten(1)))))
+        return self.head(x)  # type: ignore[no-any-return]
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut (He et al. 2016); the shortcut is 1×1 where shapes differ."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = _conv(inputs, outputs, stride), nn.BatchNorm2d(outputs)
+        self.conv2, self.bn2 = _conv(outputs, outputs), nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(_conv(inputs, outputs, stride, kernel=1), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d u v"]:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(out + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """ResNet with the CIFAR stem (3×3, no max-pooling), global mean and linear head (He et al. 2016)."""
+
+    def __init__(self, shape: Shape, classes: int, widths: tuple[int, ...], blocks: tuple[int, ...]) -> None:
+        super().__init__()
+        _at_least(shape, 4, "a ResNet")
+        self.conv1, self.bn1 = _conv(shape[0], widths[0]), nn.BatchNorm2d(widths[0])
+        layers: list[nn.Module] = []
+        inputs = widths[0]
+        for stage, (width, depth) in enumerate(zip(widths, blocks, strict=True)):
+            for block in range(depth):
+                layers.append(BasicBlock(inputs, width, 2 if stage > 0 and block == 0 else 1))
+                inputs = width
+        self.blocks = nn.Sequential(*layers)
+        self.head = nn.Linear(inputs, classes)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        x = self.blocks(F.relu(self.bn1(self.conv1(x))))
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def _at_least(shape: Shape, side: int, name: str) -> None:
+    if min(shape[1:]) < side:
+        raise UserError(f"{name} needs images of at least {side}×{side}, not {shape[1]}×{shape[2]}")
+
+
+_WIDE = (64, 128, 256, 512)
+ARCHITECTURES: dict[str, Callable[[Shape, int], nn.Module]] = {
+    "digits-cnn": DigitsCNN,
+    "lenet5": LeNet5,
+    "lenet5-half": lambda shape, classes: LeNet5(shape, classes, scale=0.5),
+    "resnet8": lambda shape, classes: ResNet(shape, classes, (16, 32, 64), (1, 1, 1)),
+    "resnet18": lambda shape, classes: ResNet(shape, classes, _WIDE, (2, 2, 2, 2)),
+    "resnet34": lambda shape, classes: ResNet(shape, classes, _WIDE, (3, 4, 6, 3)),
+}
+
+
+def classifier(name: str, shape: Shape, classes: int) -> nn.Module:
+    """Return an untrained classifier, logits (b, classes) from images (b, *shape).
+
+    `name` is one of ARCHITECTURES, "auto" (the smallest that fits the shape) or
+    "torch:package.module:factory", called as factory(shape, classes). Raises UserError.
+    """
+    if name == "auto":
+        name = smallest(shape)
+    if name.startswith("torch:"):
+        module = load_object(name.removeprefix("torch:"))(shape, classes)
+        if not isinstance(module, nn.Module):
+            raise UserError(f"student '{name}' made a {type(module).__name__}, not a torch.nn.Module")
+        return module
+    if name not in ARCHITECTURES:
+        raise unknown("architecture", name, ARCHITECTURES)
+    return ARCHITECTURES[name](shape, classes)
+
+
+def smallest(shape: Shape) -> str:
+    """Return the architecture with the fewest weights that takes images of a shape. Raises UserError."""
+    sizes: dict[str, int] = {}
+    for name, build in ARCHITECTURES.items():
+        with contextlib.suppress(UserError), torch.device("meta"):
+            sizes[name] = sum(weight.numel() for weight in build(shape, 2).parameters())
+    if not sizes:
+        raise UserError(f"no architecture takes images of {shape[1]}×{shape[2]}: the least is 4×4")
+    return min(sizes, key=sizes.__getitem__)

@@ -1,0 +1,126 @@
+"""K students as one network, their running average, and the classifier that they make together."""
+
+import copy
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dualstudent.errors import UserError
+from dualstudent.networks.classifiers import classifier
+
+MASKED = -1e4  # logit of a class not seen yet: probability zero, and the same for every student
+
+
+class Classes(nn.Module):
+    """The classes seen so far of a target whose number of classes is unknown (Dual Student, section 4).
+
+    The target's class ids in order of first appearance; addresses and shapes never change.
+    """
+
+    ids: Tensor
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.register_buffer("ids", torch.full((most,), -1))
+
+    def learn(self, answer: Float[Tensor, "b k"]) -> Float[Tensor, "b m"]:
+        """Return one-hot rows over our own indices, handing out new ones. Raises UserError if full."""
+        labels = answer.argmax(1)
+        fresh = labels[~torch.isin(labels, self.ids)].tolist()
+        new = list(dict.fromkeys(fresh))
+        seen = int((self.ids >= 0).sum())
+        if seen + len(new) > len(self.ids):
+            raise UserError(f"the target has more than {len(self.ids)} classes: raise --max-classes")
+        self.ids[seen : seen + len(new)] = torch.tensor(new, dtype=self.ids.dtype, device=self.ids.device)
+        return (labels[:, None] == self.ids).to(answer.dtype)
+
+    def forward(self, logits: Float[Tensor, "s b m"]) -> Float[Tensor, "s b m"]:
+        return logits.masked_fill(self.ids < 0, MASKED)
+
+
+class Students(nn.Module):
+    """K classifiers of one architecture: images (b, c, h, w) to logits (s, b, k).
+
+    `first`, where given, is a trained member that takes the first place and is the clone alone.
+    """
+
+    def __init__(
+        self,
+        arch: str,
+        shape: tuple[int, int, int],
+        outputs: int,
+        count: int,
+        *,
+        seen: Classes | None = None,
+        first: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.arch, self.outputs, self.seen = arch, outputs, seen
+        members = [classifier(arch, shape, outputs) for _ in range(count - (first is not None))]
+        self.members = nn.ModuleList(members if first is None else [first, *members])
+        self.judged = count if first is None else 1
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "s b k"]:
+        logits = torch.stack([member(x) for member in self.members])
+        return logits if self.seen is None else self.seen(logits)
+
+
+class Clone(nn.Module):
+    """The extracted model: images (b, c, h, w) to the mean logits (b, k) of its students."""
+
+    def __init__(self, students: Students) -> None:
+        super().__init__()
+        self.arch, self.outputs, self.seen = students.arch, students.outputs, students.seen
+        self.students = nn.ModuleList(list(students.members)[: students.judged])
+
+    @property
+    def ids(self) -> Tensor | None:
+        """The target's class id of each output, −1 for one not seen; None where they are the same."""
+        return None if self.seen is None else self.seen.ids
+
+    def each(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "s b k"]:
+        """Return the logits of each student."""
+        logits = torch.stack([student(x) for student in self.students])
+        return logits if self.seen is None else self.seen(logits)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        return self.each(x).mean(0)
+
+
+class Average(nn.Module):
+    """An exponential moving average of the students, for evaluation only.
+
+    Every `every`-th call moves it; it is a copy at its first move, and never stands in before that.
+    """
+
+    def __init__(self, students: Students, decay: float, every: int) -> None:
+        super().__init__()
+        self.decay, self.every, self.calls = decay, every, 0
+        self.students = copy.deepcopy(students).requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, students: Students) -> None:
+        """Count a call and, at its turn, move towards the students; integer buffers are copied."""
+        self.calls += 1
+        if self.calls % self.every:
+            return
+        weight = 1.0 if self.calls == self.every else 1 - self.decay
+        pairs = zip(self.students.state_dict().values(), students.state_dict().values(), strict=True)
+        for mine, theirs in pairs:
+            if mine.is_floating_point():
+                mine.lerp_(theirs, weight)
+            else:
+                mine.copy_(theirs)
+
+    def or_else(self, students: Students) -> Students:
+        """Return the averaged students, or the given ones where no move was made yet."""
+        return self.students if self.calls >= self.every else students
+
+    def get_extra_state(self) -> int:
+        """Return the number of calls, for the state dict."""
+        return self.calls
+
+    def set_extra_state(self, state: int) -> None:
+        """Restore the number of calls."""
+        self.calls = state

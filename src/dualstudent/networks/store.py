@@ -1,0 +1,72 @@
+"""Extracted models on disk: model.safetensors and student.json, never a pickle."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from dualstudent.errors import UserError
+from dualstudent.files import read_json, write_json
+from dualstudent.networks.ensemble import Classes, Clone, Students
+from dualstudent.spec import Spec
+
+SCHEMA_VERSION = 1
+
+
+def save_student(folder: Path, clone: Clone, *, spec: Spec, seed: int) -> None:
+    """Write a clone to `folder`/model.safetensors and `folder`/student.json. Raises UserError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(clone, folder / "model.safetensors")
+    about = {
+        "schema_version": SCHEMA_VERSION,
+        "arch": clone.arch,
+        "students": len(clone.students),
+        "outputs": clone.outputs,
+        "ids": None if clone.ids is None else clone.ids.tolist(),
+        "spec": spec.to_json(),
+        "seed": seed,
+    }
+    write_json(folder / "student.json", about)
+
+
+def load_student(path: str | Path) -> Clone:
+    """Load an extracted model from a run or its student folder, in eval mode, on the CPU.
+
+    The module gives the mean logits (b, k) of its students for images in the bounds of its target;
+    `.students[i]` is each of them. Raises UserError on a missing, damaged or foreign file.
+    """
+    folder = Path(path)
+    if (folder / "student").is_dir():
+        folder = folder / "student"
+    about = read_json(folder / "student.json")
+    try:
+        spec, outputs = Spec.from_json(about["spec"]), int(about["outputs"])
+        seen = None if about["ids"] is None else Classes(outputs)
+        clone = Clone(Students(about["arch"], spec.shape, outputs, about["students"], seen=seen))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'student.json'} describes no student: {error}") from error
+    load_weights(clone, folder / "model.safetensors")
+    return clone.eval()
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Write a module's state to a safetensors file. Raises UserError where that cannot be done."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    try:
+        save_file(state, path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Read what `save_weights` wrote into a module. Raises UserError if it does not fit."""
+    try:
+        state: dict[str, torch.Tensor] = load_file(path)
+        module.load_state_dict(state)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read weights from {path}: {error}") from error
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{path} holds weights of another network: {reason}") from error

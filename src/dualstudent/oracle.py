@@ -1,0 +1,84 @@
+"""The only door to a target: it charges first, checks the answer, and keeps no gradient."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dualstudent import parallel
+from dualstudent.errors import TargetError
+from dualstudent.ledger import Account, Shown
+from dualstudent.spec import Access, Spec, Target
+
+SUM_TOLERANCE = 1e-3  # how far the sum of a row of probabilities may be from one
+
+
+class Oracle:
+    """What a method may ask. Charges the account before it asks; no attribute leads to the target.
+
+    Images are detached and rounded to `spec.levels`, answers are computed without a graph and
+    verified. Raises Overdraft before asking, TargetError on an answer that is no answer.
+    """
+
+    __slots__ = ("_ask", "spec")
+
+    def __init__(self, target: Target, account: Account, shown: Shown | None = None) -> None:
+        spec = target.spec
+
+        def ask(x: Tensor) -> Tensor:
+            x = spec.quantise(x.detach())
+            _check_images(x, spec)
+            account.charge(len(x) * parallel.world())
+            with torch.inference_mode():
+                answer = target(x)
+            answer = checked(answer, len(x), spec).clone()  # inference tensors cannot be saved for backward
+            if shown is not None:
+                shown.add(x, answer)
+            return answer
+
+        self._ask = ask
+        self.spec = spec
+
+    def __call__(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        """Show a batch and return the answers, rows on the simplex."""
+        return self._ask(x)
+
+
+def _check_images(x: Tensor, spec: Spec) -> None:
+    if tuple(x.shape[1:]) != spec.shape:
+        raise TargetError(f"images of shape {tuple(x.shape[1:])} for a target that takes {spec.shape}")
+    low, high = spec.bounds
+    slack = 1e-4 * (high - low)
+    smallest, largest = torch.aminmax(x)
+    if not (smallest >= low - slack and largest <= high + slack):  # NaN fails too
+        raise TargetError(
+            f"images in [{smallest:.3g}, {largest:.3g}] for a target that takes [{low:g}, {high:g}]"
+        )
+
+
+def checked(answer: object, batch: int, spec: Spec) -> Tensor:
+    """Return an answer of shape (batch, k) if its rows are on the simplex. Raises TargetError."""
+    if not isinstance(answer, Tensor):
+        raise TargetError(f"the target returned {type(answer).__name__}, not a tensor of probabilities")
+    if answer.ndim != 2:
+        raise TargetError(f"the target returned shape {tuple(answer.shape)}, not (images, classes)")
+    if len(answer) != batch:
+        raise TargetError(f"the target returned {len(answer)} rows for {batch} images")
+    if spec.classes is not None and answer.shape[1] != spec.classes:
+        raise TargetError(
+            f"the target returned {answer.shape[1]} classes, its spec says {spec.classes}:"
+            f" mend the spec (--classes {answer.shape[1]})"
+        )
+    answer = answer.float()
+    if not torch.isfinite(answer).all():
+        raise TargetError("the target returned NaN or infinite values")
+    total = answer.sum(1)
+    stray = (total - 1).abs().max().item() if spec.access != Access.TOPK else (total - 1).max().item()
+    if answer.min().item() < 0 or stray > SUM_TOLERANCE:
+        raise TargetError(
+            f"the target returned values in [{answer.min():.3g}, {answer.max():.3g}], rows summing to"
+            f" {total.min():.4g} … {total.max():.4g}: these are no probabilities;"
+            " if they are logits, say so with --output logits"
+        )
+    if spec.access == Access.LABEL and not ((answer == 0) | (answer == 1)).all():
+        raise TargetError("the target's access is LABEL, but its rows are not one-hot")
+    return answer

@@ -1,0 +1,108 @@
+"""What is known of a target before the first query, and what a target is."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dualstudent.errors import UserError
+
+Labels = Literal["soft", "hard"]
+
+
+class Access(IntEnum):
+    """What a target reveals of each image, from least to most."""
+
+    LABEL = 0  # the top class only, as a one-hot row
+    TOPK = 1  # the largest probabilities, zeros elsewhere
+    PROBS = 2  # all class probabilities
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that is known of a target: image shape (c, h, w), class count, input range, access.
+
+    `classes` is None where the attacker does not know the number. `levels` is 256 where a service
+    takes 8-bit images. `mean` and `std` (one value a channel) say that the inputs are pixels
+    normalised by them; without, a pixel in [0, 1] is stretched to `bounds`. Raises UserError.
+    """
+
+    shape: tuple[int, int, int]
+    classes: int | None
+    bounds: tuple[float, float] = (0.0, 1.0)
+    access: Access = Access.PROBS
+    levels: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise UserError(f"image shape {self.shape}: give channels, height and width, all positive")
+        if self.classes is not None and self.classes < 2:
+            raise UserError(f"{self.classes} classes: a classifier has two or more")
+        low, high = self.bounds
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise UserError(f"input bounds {self.bounds}: give two finite numbers, the lower first")
+        if self.levels is not None and self.levels < 2:
+            raise UserError(f"{self.levels} input levels: two or more are needed")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != self.shape[0]:
+                raise UserError(f"{name} has {len(values)} values for {self.shape[0]} channels")
+        if (self.mean is None) != (self.std is None):
+            raise UserError("mean and std belong together: give both or none")
+
+    def encode(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Turn pixels in [0, 1] into the target's inputs (normalised ones may leave `bounds`)."""
+        if self.mean is not None and self.std is not None:
+            mean = torch.tensor(self.mean, device=pixels.device).view(-1, 1, 1)
+            std = torch.tensor(self.std, device=pixels.device).view(-1, 1, 1)
+            return (pixels - mean) / std
+        low, high = self.bounds
+        return pixels if (low, high) == (0.0, 1.0) else low + (high - low) * pixels
+
+    def decode(self, inputs: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Turn inputs inside `bounds` into pixels in [0, 1], to look at."""
+        low, high = self.bounds
+        return ((inputs - low) / (high - low)).clamp(0, 1)
+
+    def quantise(self, inputs: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Round inputs to the `levels` that the target can take; unchanged where it takes any."""
+        if self.levels is None:
+            return inputs
+        low, high = self.bounds
+        step = (high - low) / (self.levels - 1)
+        return low + ((inputs - low) / step).round() * step
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for a JSON file."""
+        return {**asdict(self), "access": self.access.name}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Spec":
+        """Read what `to_json` wrote. Raises UserError on anything else."""
+        try:
+            known = dict(values)
+            known["access"] = Access[known["access"]]
+            for name in ("shape", "bounds", "mean", "std"):
+                if known.get(name) is not None:
+                    known[name] = tuple(known[name])
+            return cls(**known)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"not a spec: {error}") from error
+
+
+@runtime_checkable
+class Target(Protocol):
+    """A classifier that can be asked: images in `spec.bounds` in, rows on the simplex out."""
+
+    @property
+    def spec(self) -> Spec:
+        """What is known of it before the first query."""
+
+    def __call__(self, x: Float[Tensor, "b c h w"], /) -> Float[Tensor, "b k"]:
+        """Return class probabilities (or one-hot labels), a row an image."""

@@ -1,0 +1,112 @@
+"""Targets in this process: torch modules and any callable from a numpy batch."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dualstudent.errors import TargetError, UserError
+from dualstudent.spec import Access, Spec
+
+log = logging.getLogger(__name__)
+Output = Literal["probabilities", "logits", "labels"]
+OUTPUTS: tuple[str, ...] = get_args(Output)
+
+
+class ModuleTarget:
+    """A torch module as a target: in eval mode, on one device, without gradients.
+
+    `output` says what it returns: probabilities (b, k), logits (b, k), or labels (b,). `normalise`,
+    a (mean, std) pair of one value a channel, is applied to its inputs. Raises TargetError where
+    the module fails or has been put back into training mode, in which asking would change it.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        spec: Spec,
+        *,
+        output: Output = "probabilities",
+        normalise: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if module.training and any(True for _ in module.modules()):
+            log.info("the target was in training mode: set to eval mode")
+        self.module = module.to(device).eval().requires_grad_(False)
+        self.spec = replace(spec, access=Access.LABEL) if output == "labels" else spec
+        self.output, self.device = output, torch.device(device)
+        self._affine = None
+        if normalise is not None:
+            self._affine = [torch.tensor(v, device=device).view(-1, 1, 1) for v in normalise]
+
+    def __call__(self, x: Float[Tensor, "b c h w"], /) -> Float[Tensor, "b k"]:
+        """Return rows on the simplex."""
+        if any(module.training for module in self.module.modules()):
+            raise TargetError("the target is in training mode, asking would change it: call .eval() on it")
+        inputs = x.to(self.device)
+        if self._affine is not None:
+            inputs = (inputs - self._affine[0]) / self._affine[1]
+        return simplex(_guarded(self.module, inputs), self.output, self.spec.classes).to(x.device)
+
+
+class CallableTarget:
+    """Any callable from a float32 numpy batch (b, c, h, w) to probabilities (b, k) or labels (b,)."""
+
+    def __init__(
+        self, function: Callable[[Any], Any], spec: Spec, *, output: Output = "probabilities"
+    ) -> None:
+        self.function, self.output = function, output
+        self.spec = replace(spec, access=Access.LABEL) if output == "labels" else spec
+
+    def __call__(self, x: Float[Tensor, "b c h w"], /) -> Float[Tensor, "b k"]:
+        """Return rows on the simplex."""
+        answer = np.asarray(_guarded(self.function, x.cpu().numpy()))
+        if answer.dtype.kind not in "fiub":
+            raise TargetError(f"the target returned values of type {answer.dtype}: give numbers")
+        tensor = torch.from_numpy(np.ascontiguousarray(answer))
+        return simplex(tensor, self.output, self.spec.classes).to(x.device)
+
+
+def _guarded(function: Callable[[Any], Any], x: Any) -> Any:
+    try:
+        return function(x)
+    except Exception as error:  # whatever a user's model raises is one line for the user
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise TargetError(f"the target failed on images {tuple(x.shape)}: {reason}") from error
+
+
+def simplex(raw: object, output: Output, classes: int | None) -> Float[Tensor, "b k"]:
+    """Turn what a model returns into rows on the simplex. Raises TargetError.
+
+    Labels of an unknown number of classes become one-hot rows as wide as the largest needs.
+    """
+    if not isinstance(raw, Tensor):
+        raise TargetError(f"the target returned {type(raw).__name__}, not a tensor or an array")
+    if output == "labels":
+        if raw.ndim == 2:
+            raw = raw.argmax(1)
+        if raw.ndim != 1 or (raw != raw.long()).any() or (raw < 0).any():
+            raise TargetError("the target returned no labels: whole numbers from 0, one an image")
+        width = classes if classes is not None else int(raw.max()) + 1
+        if (raw >= width).any():
+            raise TargetError(f"the target returned label {int(raw.max())}, its spec has {width} classes")
+        return nn.functional.one_hot(raw.long(), width).float()
+    if raw.ndim == 1 and not raw.is_floating_point():
+        raise TargetError("the target returned labels: say so with --output labels")
+    if raw.ndim == 2 and output == "logits":
+        if not torch.isfinite(raw).all():
+            raise TargetError("the target returned NaN or infinite logits")
+        return raw.float().softmax(1)
+    return raw.float()
+
+
+def check_output(output: str) -> Output:
+    """Return a known kind of output. Raises UserError."""
+    if output not in OUTPUTS:
+        raise UserError(f"--output {output}: one of {', '.join(OUTPUTS)}")
+    return output  # type: ignore[return-value]

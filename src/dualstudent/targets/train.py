@@ -1,0 +1,171 @@
+"""Train a target of one's own to practise on: plain supervised learning, final model."""
+
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dualstudent import parallel
+from dualstudent.data import DATA_SETS, Images, load_data
+from dualstudent.errors import UserError
+from dualstudent.evaluation.fidelity import evaluating, inputs
+from dualstudent.networks import classifier
+from dualstudent.spec import Spec
+from dualstudent.targets import folder as files
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a target is trained: SGD with Nesterov momentum, one warm-up epoch, cosine to zero."""
+
+    epochs: int | None = None  # passes over the train split; default by architecture
+    batch: int = 128  # images of a batch
+    rate: float | None = None  # peak learning rate; default by architecture
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    shift: int | None = None  # random shifts by up to this many pixels; default 4 for resnet18/34
+    flip: bool | None = None  # random mirror images; default for resnet18/34 on cifar10/100
+
+
+_DEFAULTS = {"digits-cnn": (30, 0.05), "lenet5": (10, 0.05), "lenet5-half": (10, 0.05), "resnet8": (10, 0.1)}
+_LARGE = (40, 0.1)
+
+
+def train_target(
+    data: str,
+    arch: str,
+    out: Path,
+    *,
+    seed: int = 0,
+    data_dir: Path | None = None,
+    training: Training | None = None,
+    device: str = "cpu",
+    overwrite: bool = False,
+    progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+) -> dict[str, Any]:
+    """Train a classifier on a data set's train split and write it to `out`; returns target.json.
+
+    The accuracy on the test split is that of the final weights. Raises UserError.
+    """
+    training = training or Training()
+    train, test = (load_data(data, split, folder=data_dir).to(device) for split in ("train", "test"))
+    spec = Spec(train.shape, len(train.classes))
+    parallel.seed_step(seed, 0, 0)
+    with torch.device(device):
+        network = classifier(arch, spec.shape, len(train.classes))
+    prepare(out, overwrite)
+    mean, std = _normalisation(train)
+    epochs = _fit(network, train, (mean, std), arch, training, seed, progress)
+    accuracy = _accuracy(network, test, (mean, std))
+    return files.save(
+        out,
+        network,
+        {
+            "arch": arch,
+            "data": train.name,
+            "seed": seed,
+            "epochs": epochs,
+            "test_accuracy": accuracy,
+            "test_images": len(test),
+            "classes": list(train.classes),
+            "normalise": {"mean": list(mean), "std": list(std)},
+            "spec": spec.to_json(),
+        },
+    )
+
+
+def prepare(out: Path, overwrite: bool) -> None:
+    """Make an empty target folder. Raises UserError where something else is in the way."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not (out / "target.json").is_file():
+            raise UserError(f"{out} exists and holds something else: choose another --out")
+        if not overwrite:
+            raise UserError(f"{out} holds a target: choose another --out, or say --overwrite")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _normalisation(train: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return per-channel mean and deviation: the usual ones of a known data set, else measured."""
+    if train.name in DATA_SETS:
+        return DATA_SETS[train.name].mean, DATA_SETS[train.name].std
+    pixels = train.pixels(0, 10_000)
+    mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)).clamp_min(1e-3)
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _fit(
+    network: nn.Module,
+    train: Images,
+    normalise: tuple[tuple[float, ...], tuple[float, ...]],
+    arch: str,
+    training: Training,
+    seed: int,
+    progress: Callable[[int, int, str], None],
+) -> int:
+    epochs, peak = _DEFAULTS.get(arch, _LARGE)
+    epochs, peak = training.epochs or epochs, training.rate or peak
+    large = arch not in _DEFAULTS
+    shift = training.shift if training.shift is not None else 4 * large
+    flip = training.flip if training.flip is not None else large and train.name.startswith("cifar")
+    batch = min(training.batch, max(2, len(train) // 14))
+    each = len(train) // batch
+    optimiser = torch.optim.SGD(
+        network.parameters(), peak, training.momentum, weight_decay=training.weight_decay, nesterov=True
+    )
+    mean, std = (torch.tensor(v, device=train.images.device).view(-1, 1, 1) for v in normalise)
+    step = 0
+    for epoch in range(epochs):
+        parallel.seed_step(seed, epoch + 1, 0)
+        order = torch.randperm(len(train)).to(train.images.device)
+        for rows in order[: each * batch].view(each, batch):
+            for group in optimiser.param_groups:
+                group["lr"] = peak * _cosine(step, each, epochs * each)
+            part = train[rows]
+            x = (_augmented(part.pixels(), shift, flip) - mean) / std
+            loss = F.cross_entropy(network(x), part.labels)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            step += 1
+        progress(step, epochs * each, f"epoch {epoch + 1} of {epochs}")
+    return epochs
+
+
+def _cosine(step: int, warm: int, total: int) -> float:
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+
+def _augmented(x: Float[Tensor, "b c h w"], shift: int, flip: bool) -> Float[Tensor, "b c h w"]:
+    """Return images shifted at random (zeros come in) and mirrored at random."""
+    b, _, h, w = x.shape
+    if flip:
+        x = torch.where((torch.rand(b, 1, 1, 1) < 0.5).to(x.device), x.flip(3), x)
+    if shift:
+        padded = F.pad(x, (shift,) * 4)
+        top, left = torch.randint(0, 2 * shift + 1, (2, b, 1, 1)).to(x.device)
+        rows = (top + torch.arange(h, device=x.device).view(1, h, 1)).unsqueeze(1)
+        columns = (left + torch.arange(w, device=x.device)).unsqueeze(1)
+        image = torch.arange(b, device=x.device).view(b, 1, 1, 1)
+        channel = torch.arange(x.shape[1], device=x.device).view(1, -1, 1, 1)
+        x = padded[image, channel, rows, columns]
+    return x
+
+
+@torch.inference_mode()
+def _accuracy(
+    network: nn.Module, test: Images, normalise: tuple[tuple[float, ...], tuple[float, ...]]
+) -> float:
+    spec = Spec(test.shape, len(test.classes), mean=normalise[0], std=normalise[1])
+    with evaluating(network):
+        guess = torch.cat([network(x).argmax(1) for x in inputs(test, spec)])
+    return (guess == test.labels).double().mean().item()
