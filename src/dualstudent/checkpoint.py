@@ -87,6 +87,7 @@ class Snapshots:
             return int(values["step"])
         if problems:
             raise UserError("no usable snapshot: " + "; ".join(problems))
+        account.rewind(0)  # what was asked before the first snapshot will be asked again
         return 0
 
     def _read(self, path: Path) -> dict[str, Any]:

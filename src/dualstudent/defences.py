@@ -20,7 +20,7 @@ class LabelOnly:
         """The inner target's spec with access LABEL."""
         return replace(self.inner.spec, access=Access.LABEL)
 
-    def __call__(self, x: Float[Tensor, "b c h w"], /) -> Float[Tensor, "b k"]:
+    def __call__(self, x: Float[Tensor, "b c h w"], /) -> Float[Tensor, "rows k"]:
         """Return one-hot rows."""
         answer = self.inner(x)
         return F.one_hot(answer.argmax(1), answer.shape[1]).to(answer.dtype)

@@ -21,12 +21,11 @@ class Account:
 
     def __init__(self, purpose: str, limit: int | None = None, path: Path | None = None) -> None:
         self.purpose, self.limit, self.spent, self.asked = purpose, limit, 0, 0
-        self._file = None
-        if path is not None:
+        self._path = path
+        if path is not None and path.exists():
             whole, self.asked = _last_count(path)
-            self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
-            self._file.truncate(whole)
-            self._file.seek(whole)
+            with path.open("r+b") as file:
+                file.truncate(whole)
             self.spent = self.asked
 
     @property
@@ -43,9 +42,8 @@ class Account:
                 f"{self.purpose}: {images} images more than the {self.spent} spent"
                 f" would pass the limit of {self.limit}"
             )
-        if self._file is not None:
-            self._file.write(b"%d\n" % (self.asked + images))
-            os.fsync(self._file.fileno())
+        if self._path is not None:
+            _write_durably(self._path, b"%d\n" % (self.asked + images))
         self.asked += images
         self.spent += images
 
@@ -55,16 +53,18 @@ class Account:
             raise UserError(f"{self.purpose}: the snapshot has {spent} images, the account {self.asked}")
         self.spent = spent
 
-    def close(self) -> None:
-        """Close the file; the account cannot be charged durably afterwards."""
-        if self._file is not None:
-            self._file.close()
+
+def _write_durably(path: Path, line: bytes) -> None:
+    try:
+        with path.open("ab", buffering=0) as file:
+            file.write(line)
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; nothing was asked") from error
 
 
 def _last_count(path: Path) -> tuple[int, int]:
     """Return (length of the whole lines, last count) of an account file; a torn end is dropped."""
-    if not path.exists():
-        return 0, 0
     whole = path.read_bytes().rpartition(b"\n")[0]
     if not whole:
         return 0, 0

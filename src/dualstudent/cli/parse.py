@@ -2,10 +2,10 @@
 
 import contextlib
 import io
-import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
+from itertools import pairwise
 from typing import Annotated, TypeVar
 
 import tyro
@@ -43,6 +43,11 @@ Count = Annotated[
 
 def parse(form: type[T], args: Sequence[str], prog: str, description: str) -> T:
     """Fill a dataclass from command-line words; prints help and exits 0 for --help. Raises UserError."""
+    known = {*_flags(form), "--help"}
+    for word in args:
+        flag = word.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag not in known:
+            raise unknown(f"option of '{prog}'", flag, known)
     words = io.StringIO()
     try:
         with contextlib.redirect_stderr(words):
@@ -60,7 +65,7 @@ def parse(form: type[T], args: Sequence[str], prog: str, description: str) -> T:
     except SystemExit as stop:
         if stop.code == 0:
             raise
-        raise _one_line(words.getvalue(), form, prog) from None
+        raise _one_line(words.getvalue(), prog) from None
 
 
 def peek(args: Sequence[str], flag: str, default: str) -> str:
@@ -73,18 +78,12 @@ def peek(args: Sequence[str], flag: str, default: str) -> str:
     return default
 
 
-def _one_line(text: str, form: type, prog: str) -> UserError:
-    """Turn tyro's box into one line, with the nearest option for one it does not know."""
-    lines = [re.sub(r"[╭╮╰╯│─]+", " ", line).strip() for line in text.splitlines()]
+def _one_line(text: str, prog: str) -> UserError:
+    """Turn tyro's box into one line."""
+    lines = [re.sub(r"[╭╮╰╯│─+|]|-{3,}", " ", line).strip() for line in text.splitlines()]
     lines = [line for line in lines if line]
-    if "Unrecognized options:" in lines:
-        after = lines[lines.index("Unrecognized options:") + 1 :]
-        strange = [line.split()[0] for line in after if line.startswith("--")]
-        fresh = [word.partition("=")[0] for word in strange if word.partition("=")[0] not in _flags(form)]
-        if fresh:
-            return unknown(f"option of '{prog}'", fresh[0], _flags(form))
     missing = [line.split()[0] for line in lines if line.startswith("--") and "(required)" in line]
-    for line, following in itertools.pairwise(lines):
+    for line, following in pairwise(lines):
         if line.startswith("--") and "(required)" in following and not following.startswith("--"):
             missing.append(line.split()[0])
     if missing and lines[0].startswith("Required"):

@@ -296,7 +296,7 @@ def _method(run: RunFolder, manifest: dict[str, Any]) -> Method[Any]:
     except TypeError as error:
         raise UserError(f"{run.manifest_file} holds another version's recipe: {error}") from error
     if run.start.is_dir():
-        method = replace(method, start=str(run.start))  # type: ignore[type-var]
+        method = replace(method, start=str(run.start))  # type: ignore[call-arg]
     return method
 
 

@@ -57,7 +57,10 @@ class RunFolder:
         if self.path.is_dir() and any(self.path.iterdir()):
             shutil.rmtree(self.path)
         for path in (self.path, self.figures, self.answers):
-            path.mkdir(parents=True, exist_ok=True)
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"cannot make {path}: {error.strerror}") from error
         write_json(self.manifest_file, manifest)
 
 
@@ -96,7 +99,7 @@ def describe(
         "schema_version": SCHEMA_VERSION,
         "method": method.name,
         "preset": preset,
-        "recipe": asdict(method),  # type: ignore[call-overload]
+        "recipe": asdict(method),
         "data_free": method.data_free,
         "labels": labels,
         "seed": seed,

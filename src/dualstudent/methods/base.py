@@ -1,8 +1,9 @@
 """What a method is: a frozen recipe that makes a state and a list of phases of known cost."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,7 @@ Schedule = Callable[[float], float]  # progress in [0, 1) -> factor on the learn
 Metrics = Mapping[str, Tensor]  # scalars are logged; what has more axes is kept for the next evaluation
 
 
+@runtime_checkable
 class State(Protocol):
     """Everything that changes during a run: a dataclass of modules and optimisers, nothing else."""
 
@@ -27,6 +29,7 @@ class State(Protocol):
 
 
 S = TypeVar("S", bound=State)
+M = TypeVar("M", bound="Method[Any]")
 
 
 def constant(progress: float) -> float:
@@ -45,43 +48,39 @@ class Phase(Generic[S]):
     schedule: Schedule = constant
 
 
-class Method(Protocol[S]):
-    """A recipe: a frozen dataclass whose fields are its options and its record."""
+@dataclass(frozen=True)
+class Method(ABC, Generic[S]):
+    """A recipe: a frozen dataclass whose fields are its options and its record.
+
+    `needs` is the least a target must reveal; of the `presets`, the first is the default.
+    """
 
     name: ClassVar[str]
-    needs: ClassVar[Access]  # the least a target must reveal
+    needs: ClassVar[Access]
     data_free: ClassVar[bool]
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]]  # the first is the default
-
-    @classmethod
-    def preset(cls, name: str) -> Self:
-        """Return the recipe of a preset. Raises UserError."""
-
-    @property
-    def queries_per_step(self) -> int:
-        """Images asked in a full step."""
-
-    def init(self, spec: Spec) -> S:
-        """Return a fresh state for a target, on torch's default device. Raises UserError."""
-
-    def phases(self, budget: int, done: int = 0) -> Sequence[Phase[S]]:
-        """Return the plan for the queries from `done` to `budget`. Raises UserError."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What all methods share: presets by name."""
-
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
 
     @classmethod
-    def preset(cls, name: str) -> Self:
+    def preset(cls: type[M], name: str) -> M:
         """Return the recipe of a preset. Raises UserError on an unknown name."""
         if name not in cls.presets:
             raise unknown("preset", name, cls.presets)
         return cls(**cls.presets[name])
 
-    def at_least(self, **least: float) -> None:
+    @property
+    @abstractmethod
+    def queries_per_step(self) -> int:
+        """Images asked in a full step."""
+
+    @abstractmethod
+    def init(self, spec: Spec) -> S:
+        """Return a fresh state for a target, on torch's default device. Raises UserError."""
+
+    @abstractmethod
+    def phases(self, budget: int, done: int = 0) -> Sequence[Phase[S]]:
+        """Return the plan for the queries from `done` to `budget`. Raises UserError."""
+
+    def at_least(self, **least: int | float) -> None:
         """Raise UserError for the first field that is below its least value."""
         for name, value in least.items():
             if not getattr(self, name) >= value:

@@ -10,7 +10,7 @@ from torch import Tensor
 from dualstudent import parallel
 from dualstudent.errors import UserError
 from dualstudent.losses import cross_entropy, disagreement, l1, recover_logits
-from dualstudent.methods.base import Metrics, Phase, Recipe, descend, spend, steps_down
+from dualstudent.methods.base import Method, Metrics, Phase, descend, spend, steps_down
 from dualstudent.networks import Average, Classes, Clone, Generator, Students, load_student, smallest
 from dualstudent.oracle import Oracle
 from dualstudent.spec import Access, Spec
@@ -33,7 +33,7 @@ class DualStudentState:
 
 
 @dataclass(frozen=True)
-class DualStudent(Recipe):
+class DualStudent(Method[DualStudentState]):
     """Two students and a generator of images on which they disagree; soft and hard labels."""
 
     student: str = "auto"  # architecture, or torch:package.module:factory; auto: the smallest that fits
@@ -44,6 +44,7 @@ class DualStudent(Recipe):
     noise: Literal["normal", "uniform"] = "normal"  # N(0, 1), or U(0, 1) as the paper's text has it
     noise_size: int = 256  # entries of a noise vector
     width: int = 64  # channels of the generator's last hidden layer; twice as many before
+    steady: bool = False  # make the asked images with running instead of batch statistics
     learn_range: bool = False  # learn scale and offset of the generator's last normalisation
     rate_soft: float = 0.3  # learning rate of the students on probabilities
     rate_hard: float = 0.05  # learning rate of the students on labels
@@ -67,6 +68,7 @@ class DualStudent(Recipe):
         "paper": {},  # the authors' released settings, for budgets of 2 M and more
         "small": {  # for tens of thousands of queries; tuned on digits, see docs/methods/dual-student.md
             "batch": 32,
+            "steady": True,
             "learn_range": True,
             "generator_rate": 1e-3,
             "rate_soft": 0.1,
@@ -128,7 +130,7 @@ class DualStudent(Recipe):
         metrics: dict[str, Tensor] = {}
         for _ in range(self.generator_steps):
             metrics |= self.climb(state)
-        state.generator.eval()
+        state.generator.train(not self.steady)
         losses = [self.imitate(state, oracle, images, metrics) for images in sizes]
         if state.average is not None:
             state.average.update(state.students)

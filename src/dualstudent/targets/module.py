@@ -44,8 +44,8 @@ class ModuleTarget:
         if normalise is not None:
             self._affine = [torch.tensor(v, device=device).view(-1, 1, 1) for v in normalise]
 
-    def __call__(self, x: Float[Tensor, "b c h w"], /) -> Float[Tensor, "b k"]:
-        """Return rows on the simplex."""
+    def __call__(self, x: Float[Tensor, "b c h w"], /) -> Float[Tensor, "rows k"]:
+        """Return rows on the simplex, as many as the model gives: the oracle counts and verifies them."""
         if any(module.training for module in self.module.modules()):
             raise TargetError("the target is in training mode, asking would change it: call .eval() on it")
         inputs = x.to(self.device)
@@ -63,8 +63,8 @@ class CallableTarget:
         self.function, self.output = function, output
         self.spec = replace(spec, access=Access.LABEL) if output == "labels" else spec
 
-    def __call__(self, x: Float[Tensor, "b c h w"], /) -> Float[Tensor, "b k"]:
-        """Return rows on the simplex."""
+    def __call__(self, x: Float[Tensor, "b c h w"], /) -> Float[Tensor, "rows k"]:
+        """Return rows on the simplex, as many as the model gives: the oracle counts and verifies them."""
         answer = np.asarray(_guarded(self.function, x.cpu().numpy()))
         if answer.dtype.kind not in "fiub":
             raise TargetError(f"the target returned values of type {answer.dtype}: give numbers")

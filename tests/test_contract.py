@@ -1,0 +1,231 @@
+"""What every method promises. A new method is covered by its line in the registry."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import dualstudent as ds
+from conftest import Linear
+from dualstudent import engine, methods
+from dualstudent.checkpoint import Snapshots
+from dualstudent.errors import Stopped
+from dualstudent.ledger import Account, Shown
+from dualstudent.methods import Method
+
+ALL = [(name, preset) for name, kind in methods.registry().items() for preset in kind.presets]
+every_method = pytest.mark.parametrize(("name", "preset"), ALL)
+every_access = pytest.mark.parametrize("access", [ds.Access.PROBS, ds.Access.LABEL])
+
+SMALL: dict[str, dict[str, Any]] = {  # what makes a method quick to test; the rest is its preset's
+    "dual-student": {"batch": 8, "width": 4, "noise_size": 8, "student": "digits-cnn"},
+}
+
+
+def quick(name: str, preset: str, **more: Any) -> Method[Any]:
+    return replace(methods.find(name).preset(preset), **SMALL[name], **more)  # type: ignore[type-var]
+
+
+def spent_by(
+    method: Method[Any], target: Linear, budget: int, seed: int = 0, **more: Any
+) -> tuple[Any, Account]:
+    account = Account("attack", budget)
+    return engine.run(method, target, account, budgets=[budget], seed=seed, **more), account
+
+
+def weights(state: Any) -> list[Tensor]:
+    """Every tensor of a state, optimisers included."""
+    found: list[Tensor] = []
+
+    def walk(value: Any) -> None:
+        if isinstance(value, Tensor):
+            found.append(value.clone())
+        elif isinstance(value, dict):
+            for part in value.values():
+                walk(part)
+        elif isinstance(value, (list, tuple)):
+            for part in value:
+                walk(part)
+
+    for part in vars(state).values():
+        if part is not None:
+            walk(part.state_dict())
+    return found
+
+
+def same(a: Any, b: Any) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(weights(a), weights(b), strict=True))
+
+
+@every_method
+@every_access
+@pytest.mark.parametrize("budget", [2, 3, 7, 8, 9, 39, 40, 41, 42, 81, 97])
+def test_three_counts_agree(
+    name: str, preset: str, access: ds.Access, budget: int, linear: Callable[..., Linear]
+) -> None:
+    method, target = quick(name, preset), linear(access=access)
+    _, account = spent_by(method, target, budget)
+    planned = sum(phase.steps * phase.cost for phase in engine.plan(method, [budget]))
+    assert target.seen == account.spent == account.asked == planned
+    assert account.spent == budget
+    assert min(target.calls) >= 2
+
+
+@every_method
+def test_a_step_that_asks_more_than_planned_is_caught(
+    name: str, preset: str, linear: Callable[..., Linear], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = quick(name, preset)
+    honest = engine.plan(method, [80])
+    greedy = [
+        replace(p, step=lambda s, o, step=p.step: (o(torch.zeros(1, 1, 8, 8)), step(s, o))[1]) for p in honest
+    ]
+    monkeypatch.setattr(engine, "plan", lambda *_: greedy)
+    with pytest.raises((RuntimeError, ds.Overdraft)):
+        spent_by(method, linear(), 80)
+
+
+@every_method
+@every_access
+def test_same_seed_same_students_other_seed_others(
+    name: str, preset: str, access: ds.Access, linear: Callable[..., Linear]
+) -> None:
+    method, target = quick(name, preset), linear(access=access)
+    first, _ = spent_by(method, target, 90)
+    torch.rand(17)  # whatever happened to the generator before
+    again, _ = spent_by(method, target, 90)
+    other, _ = spent_by(method, target, 90, seed=1)
+    assert same(first, again)
+    assert not same(first, other)
+
+
+@every_method
+@every_access
+@pytest.mark.parametrize("stop_at", [1, 2, 3])
+def test_stop_and_resume_is_exact(
+    name: str, preset: str, access: ds.Access, stop_at: int, linear: Callable[..., Linear], tmp_path: Path
+) -> None:
+    method, budget = quick(name, preset), 170
+    whole, _ = spent_by(method, linear(access=access), budget)
+    target, account = linear(access=access), Account("attack", budget, tmp_path / "account")
+    options: dict[str, Any] = {"budgets": [budget], "snapshots": Snapshots(tmp_path / "s.pt", "x", 1e9)}
+    with pytest.raises(Stopped):
+        engine.run(method, target, account, watch=lambda m: m.step == stop_at, **options)
+    again = Account("attack", budget, tmp_path / "account")
+    resumed = engine.run(method, target, again, **options)
+    assert same(whole, resumed)
+    assert target.seen == again.spent == budget
+    assert again.asked_again == 0
+
+
+@every_method
+@pytest.mark.parametrize("saved", [0, 2])
+def test_a_crash_is_charged_as_asked_again(
+    name: str, preset: str, saved: int, linear: Callable[..., Linear], tmp_path: Path
+) -> None:
+    """Steps lost since the snapshot are replayed: target = spent + asked again, students the same."""
+    method, budget = quick(name, preset), 250
+    whole, _ = spent_by(method, linear(), budget)
+    target = linear()
+    snapshots = Snapshots(tmp_path / "s.pt", "x", 1e9)
+
+    def crash_late(moment: engine.Moment[Any]) -> bool:
+        if moment.step == saved:
+            snapshots.save(moment.step, moment.state, account)
+        if moment.step == 4:
+            raise ConnectionError
+        return False
+
+    account = Account("attack", budget, tmp_path / "account")
+    with pytest.raises(ConnectionError):
+        engine.run(method, target, account, budgets=[budget], snapshots=snapshots, watch=crash_late)
+    again = Account("attack", budget, tmp_path / "account")
+    resumed = engine.run(method, target, again, budgets=[budget], snapshots=snapshots)
+    assert same(whole, resumed)
+    assert again.spent == budget
+    assert again.asked_again == (4 - saved) * method.queries_per_step
+    assert target.seen == again.spent + again.asked_again == again.asked
+
+
+@every_method
+def test_evaluation_in_between_changes_nothing(name: str, preset: str, linear: Callable[..., Linear]) -> None:
+    def look(moment: engine.Moment[Any]) -> bool:
+        torch.rand(moment.step)
+        moment.state.clone(torch.rand(4, 1, 8, 8))
+        return False
+
+    method = quick(name, preset)
+    plain, _ = spent_by(method, linear(), 90)
+    # a clone shares its students' modules: looking at it in train mode would move BatchNorm, so
+    # evaluations go through evaluation.logits, which restores the mode
+    from dualstudent.evaluation import logits
+
+    data = ds.load_data("digits")[:20]
+
+    def judge(moment: engine.Moment[Any]) -> bool:
+        logits(moment.state.clone, data, linear().spec)
+        torch.rand(moment.step)
+        return False
+
+    watched, _ = spent_by(method, linear(), 90, watch=judge)
+    assert same(plain, watched)
+
+
+@every_method
+def test_no_gradient_and_no_handle(name: str, preset: str, linear: Callable[..., Linear]) -> None:
+    """The target sees no graph, and nothing in the state leads to it."""
+    method, target = quick(name, preset), linear()
+    state, _ = spent_by(method, target, 90)
+    seen: set[int] = set()
+
+    def walk(value: Any, depth: int = 0) -> None:
+        assert value is not target
+        if id(value) in seen or depth > 8:
+            return
+        seen.add(id(value))
+        for part in getattr(value, "__dict__", {}).values():
+            walk(part, depth + 1)
+
+    walk(state)
+    assert target.weight.grad is None
+
+
+@every_method
+def test_refused_before_the_first_query(name: str, preset: str, linear: Callable[..., Linear]) -> None:
+    method, target = quick(name, preset), linear()
+    for budget in (1, 0, -5):
+        with pytest.raises(ds.UserError):
+            spent_by(method, target, budget)
+    if method.needs > ds.Access.LABEL:
+        target.spec = replace(target.spec, access=ds.Access.LABEL)
+        with pytest.raises(ds.UserError):
+            spent_by(method, target, 90)
+    assert target.seen == 0
+
+
+@every_method
+def test_recipe_is_its_own_record(name: str, preset: str) -> None:
+    """Frozen, JSON-able, complete: the manifest can rebuild it; a typo is an error."""
+    from dataclasses import asdict
+
+    method = quick(name, preset)
+    again = json.loads(json.dumps(asdict(method)))  # type: ignore[call-overload]
+    rebuilt = type(method)(**{k: tuple(v) if isinstance(v, list) else v for k, v in again.items()})
+    assert rebuilt == method
+    with pytest.raises(AttributeError):
+        method.batch = 3  # type: ignore[attr-defined]
+    with pytest.raises(TypeError):
+        type(method)(scheduer="cosine")
+
+
+@every_method
+def test_record_of_what_was_shown(name: str, preset: str, linear: Callable[..., Linear]) -> None:
+    shown = Shown()
+    _, account = spent_by(quick(name, preset), linear(), 90, shown=shown)
+    assert sum(shown.histogram().values()) == account.spent
+    assert shown.unique <= account.spent

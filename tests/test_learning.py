@@ -1,0 +1,54 @@
+"""Does it learn? Minutes each: make test-slow."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dualstudent.cli import main
+
+SEEDS = (0, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The demo with three seeds."""
+    folders = [tmp_path_factory.mktemp("demo") / str(seed) for seed in SEEDS]
+    for seed, folder in zip(SEEDS, folders, strict=True):
+        assert main(["demo", "--out", str(folder), "--seed", str(seed)]) == 0
+    return folders
+
+
+def read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text()))
+
+
+@pytest.mark.slow
+def test_demo_target(demos: list[Path]) -> None:
+    assert all(read(demo / "target" / "target.json")["test_accuracy"] >= 0.97 for demo in demos)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("labels", "least"), [("soft", 0.80), ("hard", 0.60)])
+def test_demo_agreement(labels: str, least: float, demos: list[Path]) -> None:
+    """Median of three seeds, final model, averaged students."""
+    results = [read(demo / labels / "result.json") for demo in demos]
+    assert all(result["spent"] == result["budget"] == 50_000 for result in results)
+    agreement = [result["agreement"] for result in results]
+    print(labels, agreement)
+    assert statistics.median(agreement) >= least
+
+
+@pytest.mark.slow
+def test_demo_report(demos: list[Path]) -> None:
+    assert all((demo / "report.html").stat().st_size > 50_000 for demo in demos)
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_mnist_target(tmp_path: Path) -> None:
+    """LeNet-5 reaches 98.8 % with the defaults."""
+    assert main(["target", "train", "mnist", "--arch", "lenet5", "--out", str(tmp_path / "t")]) == 0
+    assert read(tmp_path / "t" / "target.json")["test_accuracy"] >= 0.988
