@@ -1,7 +1,9 @@
-"""Run directories made by hand, as an extraction leaves them; figures are made up."""
+"""Run directories made by hand, as an extraction leaves them (figures are made up), and parsed pages."""
 
 import json
 import math
+import re
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,46 @@ import numpy as np
 from PIL import Image
 
 DIGEST = "0123456789abcdef" * 4
+
+
+VOID = {"meta", "img", "link", "br", "hr", "input", "path", "use"}
+
+
+class Page(HTMLParser):
+    """A parsed page: its text, its attributes, and whether its tags are balanced."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.raw = path.read_text(encoding="utf-8")
+        self.attributes: list[tuple[str, str, str]] = []
+        self.open: list[str] = []
+        self._text: list[str] = []
+        self.feed(self.raw)
+        self.close()
+        self.text = re.sub(r"\s+", " ", " ".join(self._text))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not {"style", "title"} & set(self.open):
+            self._text.append(data)
+
+    def of(self, attribute: str) -> list[str]:
+        return [value for _, name, value in self.attributes if name == attribute]
+
+    @property
+    def tags(self) -> set[str]:
+        return {tag for tag, _, _ in self.attributes}
 
 
 def make_run(

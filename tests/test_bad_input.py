@@ -96,7 +96,7 @@ CASES = {
     ),
     "bad bounds": (f"extract dual-student --target torch:badmodels:good {OWN} --bounds 1 0", "bounds"),
     "huge images": (
-        "extract dual-student --target torch:badmodels:good --shape 1 99 99 --classes 4 --queries 9 --out {out}",
+        f"extract dual-student --target torch:badmodels:good {OWN} --shape 1 99 99",
         "8 to 64",
     ),
     "wrong data shape": (
@@ -106,7 +106,7 @@ CASES = {
     ),
     "out is a file": (f"extract dual-student {OURS} --out {{tmp}}/file", "is a file"),
     "out holds something": (
-        f"extract dual-student {OURS} --out {{tmp}}/full --overwrite True",
+        f"extract dual-student {OURS} --out {{tmp}}/full --overwrite",
         "holds no run",
     ),
     "out cannot be made": (f"extract dual-student {OURS} --out /proc/nowhere/run", "cannot"),
@@ -147,9 +147,9 @@ def test_another_run_is_never_overwritten_unasked(
     before = {p: p.read_bytes() for p in Path(place["out"]).rglob("*") if p.is_file()}
     assert main(words) == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert main([*words, "--overwrite", "True", "--student", "nonsense"]) == 2  # refused before deleting
+    assert main([*words, "--overwrite", "--student", "nonsense"]) == 2  # refused before deleting
     assert before == {p: p.read_bytes() for p in Path(place["out"]).rglob("*") if p.is_file()}
-    assert main([*words, "--overwrite", "True", "--seed", "1"]) == 0
+    assert main([*words, "--overwrite", "--seed", "1"]) == 0
 
 
 def test_damaged_runs(place: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:

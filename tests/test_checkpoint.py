@@ -71,7 +71,7 @@ class History:
 
 @pytest.fixture(scope="module")
 def history(tmp_path_factory: pytest.TempPathFactory) -> History:
-    snapshots = Snapshots(tmp_path_factory.mktemp("history") / "snapshot.pt", "run 1", seconds=0)
+    snapshots = Snapshots(tmp_path_factory.mktemp("history") / "snapshot.pt", "run 1", seconds=0.0)
     states: dict[int, list[Any]] = {}
 
     def keep(moment: engine.Moment[Any]) -> bool:
@@ -110,10 +110,11 @@ class TestRoundTrip:
         assert snapshots.load(fresh(), bill()) == 4
 
     def test_none_yet(self, tmp_path: Path) -> None:
-        state = fresh()
+        state, account = fresh(), bill()
         before = values(state)
-        assert Snapshots(tmp_path / "snapshot.pt", "run 1").load(state, Account("attack")) == 0
+        assert Snapshots(tmp_path / "snapshot.pt", "run 1").load(state, account) == 0
         assert values(state) == before
+        assert (account.spent, account.asked_again) == (0, 5 * STEP)  # all of it will be asked again
 
     def test_what_it_counts_on_is_flushed_first(self, tmp_path: Path) -> None:
         path = tmp_path / "snapshot.pt"
@@ -122,8 +123,8 @@ class TestRoundTrip:
         assert order == [False]
 
     def test_due_after_its_time_and_not_before(self, tmp_path: Path) -> None:
-        assert Snapshots(tmp_path / "s.pt", "run 1", seconds=0).due
-        patient = Snapshots(tmp_path / "s.pt", "run 1", seconds=1000)
+        assert Snapshots(tmp_path / "s.pt", "run 1", seconds=0.0).due
+        patient = Snapshots(tmp_path / "s.pt", "run 1", seconds=1000.0)
         assert not patient.due
         patient.save(1, fresh(), bill())
         assert not patient.due

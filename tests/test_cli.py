@@ -78,7 +78,7 @@ def test_hard_labels_without_data(digits_target: Path, tmp_path: Path) -> None:
     (tmp_path / "mylabels.py").write_text(code)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(tmp_path))
-        target = ["python:mylabels:make", "--shape", "1", "9", "11", "--classes", "3", "--output", "labels", "--labels", "hard"]
+        target = ["python:mylabels:make", *"--shape 1 9 11 --classes 3 --output labels --labels hard".split()]
         words = ["extract", "dual-student", "--target", *target, "--queries", "90"]
         assert main([*words, "--out", str(tmp_path / "r"), *QUICK, "--student", "resnet8"]) == 0
     result = read(tmp_path / "r" / "result.json")

@@ -15,6 +15,7 @@ from dualstudent import engine, losses
 from dualstudent.evaluation import bound
 from dualstudent.ledger import Account
 from dualstudent.methods import dual_student
+from dualstudent.methods.base import descend
 from dualstudent.methods.dual_student import DualStudent, DualStudentState
 from dualstudent.oracle import Oracle
 
@@ -44,7 +45,7 @@ def faults(method: DualStudent, target: Linear) -> list[str]:
 @every_access
 @pytest.mark.parametrize("preset", DualStudent.presets)
 def test_honest_recipes_keep_the_bound(preset: str, access: ds.Access, linear: Callable[..., Linear]) -> None:
-    tightness = []
+    tightness: list[float | None] = []
 
     def watch(moment: engine.Moment[Any]) -> bool:
         limits = bound(moment.metrics, target.spec)
@@ -64,10 +65,10 @@ class PreActivation(DualStudent):
     """Broken: the generator step sees images before tanh, the student step after it."""
 
     def climb(self, state: DualStudentState) -> dict[str, Tensor]:
-        x = state.generator.train().preactivation(self.draw(state, self.batch))
+        x = state.generator.preactivation(self.draw(state, self.batch))
         logits = state.students(x)
         gap = losses.disagreement(logits).mean()
-        dual_student.descend(state.generator_descent, -gap)
+        descend(state.generator_descent, -gap)
         return {"gap": gap.detach(), "generator/images": x.detach(), "generator/logits": logits.detach()}
 
 

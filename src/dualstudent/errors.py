@@ -16,7 +16,7 @@ class Overdraft(UserError):
     """A request would go over the limit of its account; nothing was asked."""
 
 
-class Stopped(Exception):  # noqa: N818  (no error: the user asked for it)
+class Stopped(Exception):
     """The run was stopped on request; its snapshot is saved and it can be resumed."""
 
 

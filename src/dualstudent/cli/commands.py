@@ -246,7 +246,7 @@ def data_command(args: list[str]) -> int:
 
 def list_command(args: list[str]) -> int:
     """dualstudent list."""
-    form = parse(forms.ListForm, args if args != ["--json"] else ["--json", "True"], "list", "What there is.")
+    form = parse(forms.ListForm, args, "list", "What there is.")
     rows: list[dict[str, Any]] = [
         {
             "name": name,

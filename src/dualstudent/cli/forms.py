@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
@@ -119,7 +118,7 @@ class DemoForm:
 class ListForm:
     """Show methods, architectures and data sets."""
 
-    json: Literal[True, False] = False  # as JSON
+    json: bool = False  # as JSON
 
 
 @dataclass(frozen=True)

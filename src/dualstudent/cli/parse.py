@@ -58,7 +58,6 @@ def parse(form: type[T], args: Sequence[str], prog: str, description: str) -> T:
                 description=description,
                 config=(
                     tyro.conf.OmitArgPrefixes,
-                    tyro.conf.FlagConversionOff,
                     tyro.conf.OmitSubcommandPrefixes,
                 ),
             )
@@ -101,4 +100,6 @@ def _flags(form: type) -> list[str]:
             names += _flags(field.type)
         else:
             names.append("--" + field.name.replace("_", "-"))
+            if field.type is bool:
+                names.append("--no-" + field.name.replace("_", "-"))
     return names

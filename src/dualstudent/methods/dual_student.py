@@ -11,7 +11,7 @@ from dualstudent import parallel
 from dualstudent.errors import UserError
 from dualstudent.losses import cross_entropy, disagreement, l1, recover_logits
 from dualstudent.methods.base import Method, Metrics, Phase, descend, spend, steps_down
-from dualstudent.networks import Average, Classes, Clone, Generator, Students, load_student, smallest
+from dualstudent.networks import Average, Clone, Generator, Students, make_students
 from dualstudent.oracle import Oracle
 from dualstudent.spec import Access, Spec
 
@@ -44,7 +44,6 @@ class DualStudent(Method[DualStudentState]):
     noise: Literal["normal", "uniform"] = "normal"  # N(0, 1), or U(0, 1) as the paper's text has it
     noise_size: int = 256  # entries of a noise vector
     width: int = 64  # channels of the generator's last hidden layer; twice as many before
-    steady: bool = False  # make the asked images with running instead of batch statistics
     learn_range: bool = False  # learn scale and offset of the generator's last normalisation
     rate_soft: float = 0.3  # learning rate of the students on probabilities
     rate_hard: float = 0.05  # learning rate of the students on labels
@@ -68,7 +67,6 @@ class DualStudent(Method[DualStudentState]):
         "paper": {},  # the authors' released settings, for budgets of 2 M and more
         "small": {  # for tens of thousands of queries; tuned on digits, see docs/methods/dual-student.md
             "batch": 32,
-            "steady": True,
             "learn_range": True,
             "generator_rate": 1e-3,
             "rate_soft": 0.1,
@@ -91,17 +89,7 @@ class DualStudent(Method[DualStudentState]):
 
     def init(self, spec: Spec) -> DualStudentState:
         """Return fresh students and generator; with `start`, a trained first student."""
-        first = None if self.start is None else self._started(self.start, spec)
-        seen = Classes(self.max_classes) if spec.classes is None else None
-        arch = self.student if first is None else first.arch
-        students = Students(
-            smallest(spec.shape) if arch == "auto" else arch,
-            spec.shape,
-            spec.classes or self.max_classes,
-            self.students,
-            seen=seen,
-            first=None if first is None else first.students[0].train(),
-        )
+        students = make_students(spec, self.student, self.students, self.max_classes, self.start)
         generator = Generator(
             self.noise_size, spec.shape, spec.bounds, width=self.width, learn_range=self.learn_range
         )
@@ -116,21 +104,14 @@ class DualStudent(Method[DualStudentState]):
 
     def phases(self, budget: int, done: int = 0) -> Sequence[Phase[DualStudentState]]:
         """Return iterations of `student_steps` batches that spend the budget; rates × 0.3 at `drops`."""
-        return spend(
-            self.iterate,
-            budget,
-            done,
-            batch=self.batch,
-            batches=self.student_steps,
-            schedule=steps_down(*self.drops),
-        )
+        sizes = {"batch": self.batch, "batches": self.student_steps}
+        return spend(self.iterate, budget, done, **sizes, schedule=steps_down(*self.drops))
 
     def iterate(self, state: DualStudentState, oracle: Oracle, sizes: Sequence[int]) -> Metrics:
         """Climb the students' disagreement, then ask and imitate one batch of each size."""
         metrics: dict[str, Tensor] = {}
         for _ in range(self.generator_steps):
             metrics |= self.climb(state)
-        state.generator.train(not self.steady)
         losses = [self.imitate(state, oracle, images, metrics) for images in sizes]
         if state.average is not None:
             state.average.update(state.students)
@@ -138,7 +119,7 @@ class DualStudent(Method[DualStudentState]):
 
     def climb(self, state: DualStudentState) -> dict[str, Tensor]:
         """Ascend eq. 3, max_G ‖S1(x) − S2(x)‖₁: no target in sight, true gradients."""
-        x = state.generator.train()(self.draw(state, self.batch))
+        x = state.generator(self.draw(state, self.batch))
         logits = state.students(x)
         gap = disagreement(logits).mean()
         descend(state.generator_descent, -gap)
@@ -169,11 +150,3 @@ class DualStudent(Method[DualStudentState]):
         make = torch.randn if self.noise == "normal" else torch.rand
         device = state.generator.linear.weight.device
         return make(parallel.shard(images), self.noise_size, device=device)
-
-    def _started(self, path: str, spec: Spec) -> Clone:
-        clone = load_student(path)
-        if clone.outputs != spec.classes or clone.seen is not None:
-            raise UserError(
-                f"{path} has {clone.outputs} classes, the target {spec.classes or 'an unknown number'}"
-            )
-        return clone

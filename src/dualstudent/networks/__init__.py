@@ -3,7 +3,7 @@
 from dualstudent.networks.classifiers import ARCHITECTURES, classifier, smallest
 from dualstudent.networks.ensemble import Average, Classes, Clone, Students
 from dualstudent.networks.generators import Generator
-from dualstudent.networks.store import load_student, save_student
+from dualstudent.networks.store import load_student, make_students, save_student
 
 __all__ = [
     "ARCHITECTURES",
@@ -14,6 +14,7 @@ __all__ = [
     "Students",
     "classifier",
     "load_student",
+    "make_students",
     "save_student",
     "smallest",
 ]

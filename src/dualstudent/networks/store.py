@@ -9,6 +9,7 @@ from torch import nn
 
 from dualstudent.errors import UserError
 from dualstudent.files import read_json, write_json
+from dualstudent.networks.classifiers import smallest
 from dualstudent.networks.ensemble import Classes, Clone, Students
 from dualstudent.spec import Spec
 
@@ -49,6 +50,23 @@ def load_student(path: str | Path) -> Clone:
         raise UserError(f"{folder / 'student.json'} describes no student: {error}") from error
     load_weights(clone, folder / "model.safetensors")
     return clone.eval()
+
+
+def make_students(spec: Spec, arch: str, count: int, max_classes: int, start: str | None = None) -> Students:
+    """Return K fresh students for a target; `start` is a run or student folder whose first is kept.
+
+    Where the number of classes is unknown, the head has `max_classes` outputs. Raises UserError.
+    """
+    outputs = spec.classes or max_classes
+    if start is None:
+        seen = Classes(outputs) if spec.classes is None else None
+        arch = smallest(spec.shape) if arch == "auto" else arch
+        return Students(arch, spec.shape, outputs, count, seen=seen)
+    clone = load_student(start)
+    if clone.outputs != spec.classes or clone.seen is not None:
+        known = spec.classes or "an unknown number"
+        raise UserError(f"{start} has {clone.outputs} classes, the target {known}: it cannot be the start")
+    return Students(clone.arch, spec.shape, outputs, count, first=clone.students[0].train())
 
 
 def save_weights(module: nn.Module, path: Path) -> None:

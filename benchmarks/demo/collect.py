@@ -1,0 +1,22 @@
+"""Collect the demo's figures over seeds."""
+
+from pathlib import Path
+
+from summary import read, spread, write
+
+RUNS = [Path("runs/benchmarks/demo") / str(seed) for seed in (0, 1, 2)]
+
+figures = {
+    "target_accuracy": spread([read(run / "target" / "target.json")["test_accuracy"] for run in RUNS]),
+    "seconds": spread([float((run / "seconds").read_text()) for run in RUNS]),
+}
+for name in ("soft", "hard"):
+    results = [read(run / name / "result.json") for run in RUNS]
+    figures[name] = {  # type: ignore[assignment]
+        "budget": results[0]["budget"],
+        "spent": results[0]["spent"],
+        "preset": results[0]["preset"],
+        "agreement": spread([result["agreement"] for result in results]),
+        "accuracy": spread([result["accuracy"] for result in results]),
+    }
+write(Path("benchmarks/demo/results.json"), "benchmarks/demo/command.sh", figures)

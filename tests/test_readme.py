@@ -1,0 +1,39 @@
+"""The README's Python example and commands are real."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import dualstudent as ds
+from dualstudent.cli import COMMANDS
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_python_example_runs(digits_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert code is not None
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "runs" / "demo" / "target").symlink_to(digits_target)
+    text = code[1]
+    assert "queries=50_000" in text
+    names: dict[str, object] = {}
+    exec(text.replace("50_000", "1_500"), names)
+    run = names["run"]
+    assert isinstance(run, ds.Run)
+    assert run.result["spent"] == 1500
+    assert run.result["complete"]
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    used = set(re.findall(r"^dualstudent (\w+)", README, re.MULTILINE))
+    assert used
+    assert used <= COMMANDS.keys()
+
+
+def test_links_of_the_readme_exist() -> None:
+    root = Path(__file__).parent.parent
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert link.startswith("http") or (root / link).exists(), link
