@@ -68,3 +68,10 @@ def digits_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("targets") / "digits"
     ds.train_target("digits", "digits-cnn", out, training=Training(epochs=2))
     return out
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Note in the JUnit file which tests need the image benchmarks: CI counts those that ran."""
+    for item in items:
+        if item.get_closest_marker("data"):
+            item.user_properties.append(("data", "1"))

@@ -175,3 +175,62 @@ def test_help_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
             main([*words, "--help"])
         assert stop.value.code == 0
     assert "generator-rate" in capsys.readouterr().out
+
+
+def test_third_parties_register_methods(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], digits_target: Path, tmp_path: Path
+) -> None:
+    """One entry point, and the command line has the method with its options and presets."""
+    from importlib.metadata import EntryPoint
+
+    code = "from dataclasses import dataclass\nfrom typing import ClassVar\nimport dualstudent as ds\n"
+    code += "@dataclass(frozen=True)\nclass Mine(ds.DualStudent):\n    'Mine.'\n    gain: float = 1.0\n"
+    code += "    name: ClassVar[str] = 'mine'\n    presets: ClassVar[dict] = {'plain': {'batch': 16}}\n"
+    (tmp_path / "thirdparty.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    point = EntryPoint("mine", "thirdparty:Mine", "dualstudent.methods")
+    monkeypatch.setattr("dualstudent.plugins.entry_points", lambda group: [point])
+    assert main(["list", "--json"]) == 0
+    assert [m["name"] for m in json.loads(capsys.readouterr().out)["methods"]] == ["dual-student", "mine"]
+    words = extract(digits_target, tmp_path / "r", "--gain", "2", queries="50")
+    words[1] = "mine"
+    assert main(words) == 0
+    assert read(tmp_path / "r" / "manifest.json")["recipe"]["gain"] == 2.0
+    assert main(["resume", str(tmp_path / "r"), "--queries", "90"]) == 0
+
+
+def test_tensorboard_events(digits_target: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the tensorboard extra is not installed")
+    assert main(extract(digits_target, tmp_path / "r", "--tensorboard", queries="100")) == 0
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "r" / "tensorboard")).Reload()
+    assert "evaluation/agreement" in events.Tags()["scalars"]
+    assert events.Scalars("evaluation/agreement")[-1].step == 100
+
+
+def test_own_student(digits_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from torch import nn\ndef make(shape, classes):\n"
+    code += "    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))\n"
+    (tmp_path / "ownstudent.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = extract(digits_target, tmp_path / "r", "--student", "torch:ownstudent:make", queries="100")
+    assert main(words) == 0
+    assert ds.load_student(tmp_path / "r")(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_data_get_without_the_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No internet, or a server that refuses: one line, exit code 2, nothing left behind."""
+    import dualstudent.data.download as download
+
+    with pytest.MonkeyPatch.context() as patch:
+        table = {
+            name: tuple(
+                type(entry)(entry.file, ("http://127.0.0.1:9/",), entry.md5, entry.source) for entry in files
+            )
+            for name, files in download.DOWNLOADS.items()
+        }
+        patch.setattr(download, "DOWNLOADS", table)
+        assert main(["data", "get", "mnist", "--data-dir", str(tmp_path)]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) >= 1
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]

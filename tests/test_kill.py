@@ -146,6 +146,10 @@ def test_extended_to_a_larger_budget(digits_target: Path, tmp_path: Path) -> Non
     assert (result["budget"], result["spent"], result["unique"]) == (more, more, more)
     assert result["extended_from"] == [QUERIES]
     assert any(flag["name"] == "extended" and not flag["ok"] for flag in result["flags"])
+    interrupt(start(resume(out, "--queries", str(2 * QUERIES))), out, more + 200, signal.SIGKILL)
+    subprocess.run(resume(out), check=True, capture_output=True)  # goes on with the extension
+    result = json.loads((out / "result.json").read_text())
+    assert (result["budget"], result["spent"], result["complete"]) == (2 * QUERIES, 2 * QUERIES, True)
     refused = subprocess.run(resume(out, "--queries", "100"), capture_output=True, text=True)
     assert refused.returncode == 2
     assert len(refused.stderr.strip().splitlines()) == 1

@@ -218,9 +218,11 @@ class TestNoWayThrough:
 
     def test_no_gradient_of_a_target_whose_weights_want_one(self) -> None:
         network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Softmax(1))
-        oracle = ds.Oracle(says(network), Account("attack"))
+        target, shown = says(network), list[bool]()
+        target.look = lambda x: shown.append(x.requires_grad)
         x = images(4).requires_grad_()
-        answer = oracle(x)
+        answer = ds.Oracle(target, Account("attack"))(x)
+        assert shown == [False]
         assert not answer.requires_grad
         assert answer.grad_fn is None
         (answer * torch.ones(3, requires_grad=True)).sum().backward()  # type: ignore[no-untyped-call]

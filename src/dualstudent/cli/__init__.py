@@ -23,7 +23,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for bad input, 130 if stopped on request."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads: see docs/performance
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads
     args = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="dualstudent: %(message)s", level=logging.WARNING)
     logging.getLogger("dualstudent").setLevel(logging.INFO)

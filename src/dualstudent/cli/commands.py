@@ -19,7 +19,7 @@ from dualstudent.errors import Stopped, UserError, unknown
 from dualstudent.ledger import Account
 from dualstudent.networks import ARCHITECTURES
 
-SMALL = 16 * 16  # pixels up to which one thread is faster than two (benchmarks in docs/performance)
+SMALL = 16 * 16  # pixels of an image up to which one thread is used: two would wait for each other
 
 
 def demo_command(args: list[str]) -> int:

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,7 +14,7 @@ from dualstudent import engine
 from dualstudent.checkpoint import Snapshots
 from dualstudent.data import Images, load_data
 from dualstudent.defences import LabelOnly
-from dualstudent.errors import Stopped, UserError
+from dualstudent.errors import Stopped, UserError, unknown
 from dualstudent.evaluation import ask, fidelity, fitting, logits
 from dualstudent.experiment import folder as folders
 from dualstudent.experiment.folder import RunFolder
@@ -120,7 +120,8 @@ def resume(
     """
     run = RunFolder(path)
     manifest = run.manifest()
-    done = run.result.exists() and read_json(run.result)["complete"]
+    last = read_json(run.result) if run.result.exists() else {"complete": False}
+    done = last["complete"] and last["budget"] == manifest["budgets"][-1]
     if queries is not None and queries != manifest["budgets"][-1]:
         if not done:
             raise UserError(f"{path} is not finished: resume it first, then extend it")
@@ -166,6 +167,8 @@ def evaluate(path: str | Path, data: Images, target: Target | None = None) -> di
 
 def facing(target: Target, labels: Labels) -> Target:
     """Return the target as the attacker sees it. Raises UserError for soft labels it does not give."""
+    if labels not in get_args(Labels):
+        raise unknown("labels", labels, get_args(Labels))
     if labels == "hard":
         return target if target.spec.access == Access.LABEL else LabelOnly(target)
     if target.spec.access != Access.PROBS:
@@ -264,6 +267,9 @@ def _go(
         values = compose(run, manifest, attack, audit, shown, recorder, planned=planned, figures=None)
         write_json(run.result, values)
         raise
+    finally:
+        if board is not None:
+            board.close()
     figures = None if data is None else recorder.figures(state)
     save_student(run.student, state.clone, spec=asked.spec, seed=manifest["seed"])
     values = compose(run, manifest, attack, audit, shown, recorder, planned=planned, figures=figures)

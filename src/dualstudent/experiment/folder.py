@@ -98,7 +98,7 @@ def describe(
     return {
         "schema_version": SCHEMA_VERSION,
         "method": method.name,
-        "preset": preset,
+        "preset": _preset(method, preset),
         "recipe": asdict(method),
         "data_free": method.data_free,
         "labels": labels,
@@ -113,6 +113,13 @@ def describe(
         "versions": versions(),
         "command": command,
     }
+
+
+def _preset(method: Method[Any], name: str | None) -> str | None:
+    """Return the preset that a recipe is, or has been changed from."""
+    if name is None:
+        return next((known for known in method.presets if method == type(method).preset(known)), None)
+    return name if method == type(method).preset(name) else f"{name}, changed"
 
 
 def identity(manifest: dict[str, Any]) -> str:

@@ -50,11 +50,7 @@ class DualStudent(Method[DualStudentState]):
     momentum: float = 0.9  # of the students' SGD
     weight_decay: float = 5e-4  # of the students' SGD
     generator_rate: float = 1e-4  # learning rate of the generator's Adam
-    drops: tuple[float, ...] = (
-        0.1,
-        0.3,
-        0.5,
-    )  # shares of the budget at which all rates fall to 0.3 of before
+    drops: tuple[float, ...] = (0.1, 0.3, 0.5)  # progress at which all rates fall, each time × 0.3
     average: float = 0.9  # decay of the running average that is evaluated; 0: none
     average_every: int = 10  # iterations between its updates
     max_classes: int = 1000  # size of the head where the number of classes is unknown
