@@ -62,7 +62,7 @@ class DualStudent(Method[DualStudentState]):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},  # the authors' released settings, for budgets of 2 M and more
         "small": {  # for tens of thousands of queries; tuned on digits, see docs/methods/dual-student.md
-            "batch": 32,
+            "batch": 128,
             "learn_range": True,
             "generator_rate": 1e-3,
             "rate_soft": 0.1,
