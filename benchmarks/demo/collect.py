@@ -4,6 +4,8 @@ from pathlib import Path
 
 from summary import read, spread, write
 
+from dualstudent.report import curves_png
+
 RUNS = [Path("runs/benchmarks/demo") / str(seed) for seed in (0, 1, 2)]
 
 figures = {
@@ -20,3 +22,4 @@ for name in ("soft", "hard"):
         "accuracy": spread([result["accuracy"] for result in results]),
     }
 write(Path("benchmarks/demo/results.json"), "benchmarks/demo/command.sh", figures)
+curves_png([RUNS[0] / name for name in ("soft", "hard")], Path("docs/demo.png"))
