@@ -86,7 +86,7 @@ CASES = {
     "negative": (f"extract dual-student --target torch:badmodels:negative {OWN}", "no probabilities"),
     "unnormalised": (f"extract dual-student --target torch:badmodels:unnormalised {OWN}", "summing to 2"),
     "class count": (f"extract dual-student --target torch:badmodels:classes {OWN}", "--classes 7"),
-    "batch length": (f"extract dual-student --target torch:badmodels:batch {OWN}", "7 rows for 8 images"),
+    "batch length": (f"extract dual-student --target torch:badmodels:batch {OWN}", "39 rows for 40 images"),
     "fails": (f"extract dual-student --target torch:badmodels:raises {OWN}", "nonsense"),
     "takes another shape": (f"extract dual-student --target torch:badmodels:shape {OWN}", "failed on images"),
     "labels undeclared": (f"extract dual-student --target torch:badmodels:labels {OWN}", "--output labels"),

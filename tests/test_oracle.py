@@ -134,7 +134,7 @@ class TestCharge:
     def test_all_ranks_are_charged(
         self, linear: Callable[..., Linear], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(parallel, "world", lambda: 3)
+        monkeypatch.setattr(parallel, "total", lambda images: 3 * images)
         account = Account("attack", 12)
         oracle = ds.Oracle(linear(), account)
         oracle(images(4, 1, 8, 8))

@@ -11,7 +11,7 @@ from dualstudent.checkpoint import Snapshots
 from dualstudent.errors import Stopped, UserError
 from dualstudent.ledger import Account, Shown
 from dualstudent.methods import Method, Metrics, Phase, State
-from dualstudent.methods.base import pace
+from dualstudent.methods.base import modules, pace
 from dualstudent.oracle import Oracle
 from dualstudent.spec import Spec, Target
 
@@ -85,6 +85,8 @@ def run(
     parallel.seed_step(seed, INIT, 0)  # weights alike on all ranks
     with torch.device(device):
         state = method.init(spec)
+    for module in modules(state):
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     first = snapshots.load(state, account) if snapshots is not None else 0
     resumed(first)
     if shown is not None:
@@ -103,9 +105,11 @@ def run(
             metrics = phase.step(state, oracle)
             if account.spent - before != phase.cost:
                 raise RuntimeError(f"step {step} asked {account.spent - before} images, plan: {phase.cost}")
-            stop = watch(Moment(step, total, account.spent, state, metrics))
-            if snapshots is not None and (stop or snapshots.due or step == total):
-                snapshots.save(step, state, account)
+            parallel.average([b for m in modules(state) for b in m.buffers() if b.is_floating_point()])
+            stop = parallel.total(watch(Moment(step, total, account.spent, state, metrics))) > 0
+            mine = snapshots if parallel.rank() == 0 else None  # the state is the same on all ranks
+            if mine is not None and (stop or mine.due or step == total):
+                mine.save(step, state, account)
             if stop and step < total:
                 raise Stopped(f"stopped after {account.spent} queries")
     return state

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from dualstudent import parallel
 from dualstudent.errors import Overdraft, UserError
 
 
@@ -16,16 +17,20 @@ class Account:
 
     `spent` counts the images in the history of the present state; `asked` counts every image ever
     charged, steps replayed after a crash included. With a file, `asked` is on disk before anything
-    is asked. Raises UserError on an unreadable file.
+    is asked. Without `writes` the file is only read, at the start: one rank of several keeps it.
+    Raises UserError on an unreadable file.
     """
 
-    def __init__(self, purpose: str, limit: int | None = None, path: Path | None = None) -> None:
+    def __init__(
+        self, purpose: str, limit: int | None = None, path: Path | None = None, *, writes: bool = True
+    ) -> None:
         self.purpose, self.limit, self.spent, self.asked = purpose, limit, 0, 0
-        self._path = path
+        self._path = path if writes else None
         if path is not None and path.exists():
             whole, self.asked = _last_count(path)
-            with path.open("r+b") as file:
-                file.truncate(whole)
+            if writes:
+                with path.open("r+b") as file:
+                    file.truncate(whole)
             self.spent = self.asked
 
     @property
@@ -80,11 +85,12 @@ _SHOWN = np.dtype([("digest", "<i8"), ("label", "<u2")])
 class Shown:
     """A record of every image shown, in order: a 64-bit digest and the class answered.
 
-    Ten bytes an image; in a file if a path is given. Kept on the device until `flush`.
+    Ten bytes an image; in a file if a path is given. Kept on the device until `flush`. Without
+    `writes` the file is only read, at the start: one rank of several keeps it.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self._path = path
+    def __init__(self, path: Path | None = None, *, writes: bool = True) -> None:
+        self._path = path if writes else None
         self._fresh: list[tuple[Tensor, Tensor]] = []
         self._kept = np.empty(0, _SHOWN)
         if path is not None and path.exists():
@@ -92,8 +98,8 @@ class Shown:
             self._kept = np.frombuffer(raw[: len(raw) // _SHOWN.itemsize * _SHOWN.itemsize], _SHOWN)
 
     def add(self, x: Float[Tensor, "b c h w"], answer: Float[Tensor, "b k"]) -> None:
-        """Note one answered batch."""
-        self._fresh.append((digest(x), answer.argmax(1)))
+        """Note one answered batch, with what the other ranks asked."""
+        self._fresh.append((parallel.gather(digest(x)), parallel.gather(answer.argmax(1))))
 
     def flush(self) -> None:
         """Move what was noted since the last flush off the device and into the file."""

@@ -27,10 +27,12 @@ class Oracle:
         def ask(x: Tensor) -> Tensor:
             x = spec.quantise(x.detach())
             _check_images(x, spec)
-            account.charge(len(x) * parallel.world())
+            account.charge(parallel.total(len(x)))
+            parallel.meet()  # the charge is on disk before any rank asks
             with torch.inference_mode():
                 answer = target(x)
-            answer = checked(answer, len(x), spec).clone()  # inference tensors cannot be saved for backward
+            # copied: inference tensors cannot be saved for backward
+            answer = checked(answer, len(x), spec).to(x.dtype, copy=True)
             if shown is not None:
                 shown.add(x, answer)
             return answer
@@ -68,7 +70,7 @@ def checked(answer: object, batch: int, spec: Spec) -> Tensor:
             f"the target returned {answer.shape[1]} classes, its spec says {spec.classes}:"
             f" mend the spec (--classes {answer.shape[1]})"
         )
-    answer = answer.float()
+    answer = answer.to(torch.promote_types(answer.dtype, torch.float32))
     if not torch.isfinite(answer).all():
         raise TargetError("the target returned NaN or infinite values")
     total = answer.sum(1)

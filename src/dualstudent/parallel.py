@@ -1,11 +1,19 @@
-"""Ranks of one run, and randomness as a function of (seed, step, rank)."""
+"""Ranks of one run, and randomness as a function of (seed, step, rank).
+
+Under torchrun each process works on its share of every batch. Numbers that steer the run (who asks
+how many, whether to stop) travel over gloo, tensors over the device's own backend.
+"""
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from dualstudent.errors import UserError
 
 
 def rank() -> int:
@@ -18,6 +26,23 @@ def world() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+@contextmanager
+def ranks() -> Iterator[None]:
+    """Join the processes that torchrun started, for the length of a command; nothing without it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_ADDR" not in os.environ:
+        yield
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    with _together():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
 def shard(images: int) -> int:
     """Return how many of a batch fall to this rank; the shares differ by one at most."""
     return images // world() + (rank() < images % world())
@@ -25,17 +50,65 @@ def shard(images: int) -> int:
 
 def average_gradients(parameters: Sequence[Tensor]) -> None:
     """Replace each gradient by its mean over the ranks, in place; nothing to do for one rank."""
-    if world() == 1:
+    average([p.grad for p in parameters if p.grad is not None])
+
+
+def average(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by its mean over the ranks, in place. Raises UserError if a rank is gone."""
+    if world() == 1 or not tensors:
         return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.reshape(-1) for g in gradients])
-    dist.all_reduce(flat)
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    with _together():
+        dist.all_reduce(flat)
     flat /= world()
-    for gradient, mean in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    for tensor, mean in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
+
+
+def total(number: int) -> int:
+    """Return the sum of a number over the ranks."""
+    if world() == 1:
+        return number
+    value = torch.tensor(number)
+    with _together():
+        dist.all_reduce(value)
+    return int(value)
+
+
+def meet() -> None:
+    """Wait until all ranks are here."""
+    if world() > 1:
+        total(0)
+
+
+def gather(rows: Tensor) -> Tensor:
+    """Return the rows of all ranks, those of rank 0 first; ranks may have different numbers of them."""
+    if world() == 1:
+        return rows
+    count = torch.tensor(len(rows))
+    counts = [torch.zeros_like(count) for _ in range(world())]
+    with _together():
+        dist.all_gather(counts, count)
+        most = max(int(c) for c in counts)
+        padded = rows.new_zeros(most, *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+    return torch.cat([part[: int(c)] for part, c in zip(parts, counts, strict=True)])
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed every generator of torch for one step of one rank: no random state has to be saved."""
     digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
     torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # gloo and nccl raise nothing more precise
+        raise UserError(
+            f"rank {os.environ.get('RANK', '?')} lost the other processes of this run: see what they said;"
+            " 'dualstudent resume' goes on from the last snapshot"
+        ) from error

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from dualstudent.errors import Stopped, UserError, unknown
+from dualstudent.machine import keep_memory
 
 COMMANDS = {
     "demo": "train a target, copy it twice, and draw the report",
@@ -24,6 +25,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for bad input, 130 if stopped on request."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads
+    keep_memory()
     args = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="dualstudent: %(message)s", level=logging.WARNING)
     logging.getLogger("dualstudent").setLevel(logging.INFO)

@@ -40,7 +40,7 @@ def ask(target: Target, data: Images, account: Account) -> Float[Tensor, "n k"]:
     for x in inputs(fitting(data, target.spec), target.spec):
         account.charge(len(x))
         with torch.inference_mode():
-            answers.append(checked(target(x), len(x), target.spec).clone())
+            answers.append(checked(target(x), len(x), target.spec).to(x.dtype, copy=True))
     wide = max(answer.shape[1] for answer in answers)  # label-only targets of unknown width may differ
     return torch.cat([nn.functional.pad(answer, (0, wide - answer.shape[1])) for answer in answers])
 

@@ -98,9 +98,11 @@ def cut(schedule: Schedule, start: float, stop: float) -> Schedule:
     return lambda progress: schedule(start + progress * (stop - start))
 
 
-def split(images: int, batch: int) -> list[int]:
-    """Cut a number of images into batches as equal as can be, none over `batch`."""
-    batches = -(-images // batch)
+def split(images: int, batch: int, least: int = 2) -> list[int]:
+    """Cut a number of images into batches as equal as can be; none over `batch`, unless one would be
+    under `least`.
+    """
+    batches = max(1, min(-(-images // batch), images // least))
     return [images // batches + (i < images % batches) for i in range(batches)]
 
 
@@ -115,21 +117,22 @@ def spend(
 ) -> list[Phase[S]]:
     """Plan steps of `batches` batches of `batch` images that spend a budget to the last query.
 
-    What does not fill a step is asked in a last, smaller one; a single image over joins the step
-    before it, since a batch of one has no batch statistics. The schedule runs over 0 … budget.
-    Raises UserError for fewer than two queries.
+    What does not fill a step is asked in a last, smaller one; a single image over (with several
+    ranks: fewer than two for each) joins the step before it, since one image has no batch
+    statistics. The schedule runs over 0 … budget. Raises UserError for fewer than two queries.
     """
-    left, full = budget - done, batch * batches
-    if left < 2:
-        raise UserError(f"{left} queries: at least 2 are needed (batch statistics of one image do not exist)")
+    left, full, least = budget - done, batch * batches, 2 * parallel.world()
+    if min(left, batch) < least:
+        what = f"{left} queries" if left < least else f"batches of {batch}"
+        raise UserError(f"{what}: at least {least} are needed (batch statistics of one image do not exist)")
     steps, rest = divmod(left, full)
-    if rest == 1 and steps:
+    if 0 < rest < least and steps:
         steps, rest = steps - 1, rest + full
     plan: list[Phase[S]] = []
     turn = (done + steps * full) / budget
     for name, count, sizes, start, stop in (
         ("steps", steps, [batch] * batches, done / budget, turn),
-        ("rest", int(rest > 0), split(rest, batch) if rest else [], turn, 1.0),
+        ("rest", int(rest > 0), split(rest, batch, least) if rest else [], turn, 1.0),
     ):
         if count:
             plan.append(
@@ -155,8 +158,16 @@ def descend(optimiser: torch.optim.Optimizer, loss: Float[Tensor, ""]) -> None:
 
 def optimisers(state: State) -> list[torch.optim.Optimizer]:
     """Return the optimisers of a state, in the order of its fields."""
-    values = (getattr(state, field.name) for field in fields(state))  # type: ignore[arg-type]
-    return [value for value in values if isinstance(value, torch.optim.Optimizer)]
+    return [value for value in _parts(state) if isinstance(value, torch.optim.Optimizer)]
+
+
+def modules(state: State) -> list[torch.nn.Module]:
+    """Return the modules of a state, in the order of its fields."""
+    return [value for value in _parts(state) if isinstance(value, torch.nn.Module)]
+
+
+def _parts(state: State) -> list[Any]:
+    return [getattr(state, field.name) for field in fields(state)]  # type: ignore[arg-type]
 
 
 def pace(state: State, factor: float) -> None:

@@ -93,8 +93,10 @@ class DualStudent(Method[DualStudentState]):
         return DualStudentState(
             students,
             generator,
-            torch.optim.SGD(students.parameters(), rate, self.momentum, weight_decay=self.weight_decay),
-            torch.optim.Adam(generator.parameters(), self.generator_rate),
+            torch.optim.SGD(
+                students.parameters(), rate, self.momentum, weight_decay=self.weight_decay, fused=True
+            ),
+            torch.optim.Adam(generator.parameters(), self.generator_rate, fused=True),
             Average(students, self.average, self.average_every) if self.average else None,
         )
 
@@ -108,7 +110,8 @@ class DualStudent(Method[DualStudentState]):
         metrics: dict[str, Tensor] = {}
         for _ in range(self.generator_steps):
             metrics |= self.climb(state)
-        losses = [self.imitate(state, oracle, images, metrics) for images in sizes]
+        batches = self.ask(state, oracle, sizes)
+        losses = [self.imitate(state, oracle.spec, x, answer, metrics) for x, answer in batches]
         if state.average is not None:
             state.average.update(state.students)
         return metrics | {"loss": torch.stack(losses).mean()}
@@ -121,17 +124,23 @@ class DualStudent(Method[DualStudentState]):
         descend(state.generator_descent, -gap)
         return {"gap": gap.detach(), "generator/images": x.detach(), "generator/logits": logits.detach()}
 
+    @torch.no_grad()
+    def ask(
+        self, state: DualStudentState, oracle: Oracle, sizes: Sequence[int]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Ask fresh images, all batches of an iteration at once: nothing moves the generator in between."""
+        images = [oracle.spec.quantise(state.generator(self.draw(state, size))) for size in sizes]
+        answers = torch.split(oracle(torch.cat(images)), [len(x) for x in images])
+        return list(zip(images, answers, strict=True))
+
     def imitate(
-        self, state: DualStudentState, oracle: Oracle, images: int, metrics: dict[str, Tensor]
+        self, state: DualStudentState, spec: Spec, x: Tensor, answer: Tensor, metrics: dict[str, Tensor]
     ) -> Tensor:
-        """Ask fresh images and descend min L_S(S_i(x), T(x)) for each student on the same batch."""
-        with torch.no_grad():
-            x = oracle.spec.quantise(state.generator(self.draw(state, images)))
-        answer = oracle(x)
+        """Descend min L_S(S_i(x), T(x)) for each student on the same batch."""
         if state.students.seen is not None:
             answer = state.students.seen.learn(answer)
         logits = state.students(x)
-        if oracle.spec.access == Access.LABEL:
+        if spec.access == Access.LABEL:
             losses = cross_entropy(logits, answer).mean(1)
         else:
             losses = l1(logits, recover_logits(answer)).mean(1)

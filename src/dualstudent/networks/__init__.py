@@ -1,6 +1,6 @@
 """Networks: classifiers by name, the generator, and K students as one."""
 
-from dualstudent.networks.classifiers import ARCHITECTURES, classifier, smallest
+from dualstudent.networks.classifiers import ARCHITECTURES, classifier, folded, smallest
 from dualstudent.networks.ensemble import Average, Classes, Clone, Students
 from dualstudent.networks.generators import Generator
 from dualstudent.networks.store import load_student, make_students, save_student
@@ -13,6 +13,7 @@ __all__ = [
     "Generator",
     "Students",
     "classifier",
+    "folded",
     "load_student",
     "make_students",
     "save_student",

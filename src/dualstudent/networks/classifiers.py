@@ -11,14 +11,18 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dualstudent.errors import UserError, unknown
+from dualstudent.networks.winograd import WideConv
 from dualstudent.plugins import load_object
 
 Shape = tuple[int, int, int]
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Conv2d:
+    if stride == 1 and kernel == 3:
+        return WideConv(inputs, outputs)
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 
@@ -35,9 +39,9 @@ class DigitsCNN(nn.Module):
         self.head = nn.Linear(64 * (h // 4) * (w // 4), classes)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = F.max_pool2d(F.relu(self.bn2(self.conv2(x))), 2)
-        x = F.max_pool2d(F.relu(self.bn3(self.conv3(x))), 2)
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = F.max_pool2d(F.relu(self.bn2(self.conv2(x)), inplace=True), 2)
+        x = F.max_pool2d(F.relu(self.bn3(self.conv3(x)), inplace=True), 2)
         return self.head(x.flatten(1))  # type: ignore[no-any-return]
 
 
@@ -56,8 +60,8 @@ class LeNet5(nn.Module):
         self.head = nn.Linear(widths[3], classes)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
-        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        x = F.max_pool2d(F.relu(self.conv1(x), inplace=True), 2)
+        x = F.max_pool2d(F.relu(self.conv2(x), inplace=True), 2)
         x = F.relu(self.fc2(F.relu(self.fc1(x.flatten(1)))))
         return self.head(x)  # type: ignore[no-any-return]
 
@@ -74,8 +78,8 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(_conv(inputs, outputs, stride, kernel=1), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d u v"]:
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(out + self.shortcut(x))
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
+        return F.relu(out.add_(self.shortcut(x)), inplace=True)
 
 
 class ResNet(nn.Module):
@@ -95,7 +99,7 @@ class ResNet(nn.Module):
         self.head = nn.Linear(inputs, classes)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        x = self.blocks(F.relu(self.bn1(self.conv1(x))))
+        x = self.blocks(F.relu(self.bn1(self.conv1(x)), inplace=True))
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
@@ -142,3 +146,18 @@ def smallest(shape: Shape) -> str:
     if not sizes:
         raise UserError(f"no architecture takes images of {shape[1]}×{shape[2]}: the least is 4×4")
     return min(sizes, key=sizes.__getitem__)
+
+
+def folded(network: nn.Module) -> nn.Module:
+    """Take the BatchNorms of one of our classifiers into the convolutions before them, in place.
+
+    For a network that stays in eval mode; what it computes stays the same. Returns it.
+    """
+    for parent in list(network.modules()):
+        before = ""
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(parent, before, fuse_conv_bn_eval(getattr(parent, before), child))
+                setattr(parent, name, nn.Identity())
+            before = name
+    return network

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dualstudent import parallel
 from dualstudent.errors import UserError
 from dualstudent.networks.classifiers import classifier
 
@@ -27,7 +28,8 @@ class Classes(nn.Module):
     def learn(self, answer: Float[Tensor, "b k"]) -> Float[Tensor, "b m"]:
         """Return one-hot rows over our own indices, handing out new ones. Raises UserError if full."""
         labels = answer.argmax(1)
-        fresh = labels[~torch.isin(labels, self.ids)].tolist()
+        everywhere = parallel.gather(labels)  # all ranks hand out the same indices
+        fresh = everywhere[~torch.isin(everywhere, self.ids)].tolist()
         new = list(dict.fromkeys(fresh))
         seen = int((self.ids >= 0).sum())
         if seen + len(new) > len(self.ids):

@@ -10,7 +10,7 @@ from torch import nn
 
 from dualstudent.errors import UserError
 from dualstudent.files import read_json, write_json
-from dualstudent.networks import classifier
+from dualstudent.networks import classifier, folded
 from dualstudent.networks.store import load_weights, save_weights
 from dualstudent.spec import Spec
 from dualstudent.targets.module import ModuleTarget
@@ -47,7 +47,7 @@ def load(folder: Path, *, space: Space, device: str | torch.device) -> tuple[Mod
     if file_sum(weights) != expected:
         raise UserError(f"{weights} is not the file that target.json describes (another SHA-256)")
     load_weights(network, weights)
-    network.eval()
+    network = folded(network.eval()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if space == "normalised":
         spec = replace(spec, bounds=(-1.0, 1.0), mean=mean, std=std)
         return ModuleTarget(network, spec, output="logits", device=device), about

@@ -1,0 +1,150 @@
+"""The engine computes what the plain loop of benchmarks/engine computes, in float64, per operation."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import dualstudent as ds
+from dualstudent.ledger import Account
+from dualstudent.methods.base import modules
+from dualstudent.networks import classifier, folded
+from dualstudent.networks.generators import doubled
+from dualstudent.networks.winograd import WIDE, WideConv, Winograd
+from dualstudent.oracle import Oracle
+from dualstudent.targets import ModuleTarget
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks" / "engine"))
+from plain import Plain, PlainGenerator, plain_layers
+
+CASES = {  # target, student, shape, generator's width, batch; the wide one goes Winograd's way
+    "lenet": ("lenet5", "lenet5-half", (1, 32, 32), 8, 6),
+    "digits": ("digits-cnn", "digits-cnn", (1, 8, 8), 16, 6),
+    "resnet": ("resnet18", "resnet18", (3, 10, 13), 4, 3),
+}
+Pair = tuple[Plain, ds.DualStudent, Any, Oracle, int]
+
+
+@pytest.fixture(autouse=True)
+def _double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+class Exact(ModuleTarget):
+    """The same target with rows in float64: the package's own are float32."""
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        rows: Tensor = self.module(x).softmax(1)
+        return rows
+
+
+def pair(case: str, hard: bool) -> Pair:
+    """Return the plain loop and the engine's method with the same weights, in training mode."""
+    arch, student, shape, width, batch = CASES[case]
+    torch.manual_seed(0)
+    method = ds.DualStudent(student=student, width=width, noise_size=8, batch=batch)
+    network = classifier(arch, shape, 5)
+    network(torch.rand(32, *shape))  # running statistics other than 0 and 1
+    network.eval()
+    access = ds.Access.LABEL if hard else ds.Access.PROBS
+    spec = ds.Spec(shape, 5, access=access)
+    state = method.init(spec)
+    plain = Plain(
+        plain_layers(network),
+        [plain_layers(member) for member in state.students.members],
+        PlainGenerator(8, shape, width),
+        hard=hard,
+        noise=8,
+    )
+    plain.generator.load_state_dict(state.generator.state_dict())
+    for module in modules(state):
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    target: Any = Exact(folded(network), ds.Spec(shape, 5), output="logits")
+    return plain, method, state, Oracle(labels(target) if hard else target, Account("test")), batch
+
+
+def labels(target: Any) -> Any:
+    from dualstudent.defences import LabelOnly
+
+    return LabelOnly(target)
+
+
+def gradients(network: nn.Module) -> list[Tensor]:
+    return [p.grad.clone() for p in network.parameters() if p.grad is not None]
+
+
+def close(ours: list[Tensor], theirs: list[Tensor], tolerance: float = 1e-9) -> None:
+    assert len(ours) == len(theirs) > 0
+    scale = max(t.abs().max().item() for t in theirs)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert (mine - other).abs().max().item() <= tolerance * max(other.abs().max().item(), 1e-3 * scale)
+
+
+every_case = pytest.mark.parametrize("case", CASES)
+both_labels = pytest.mark.parametrize("hard", [False, True])
+
+
+@every_case
+@both_labels
+def test_generator_gradient(case: str, hard: bool) -> None:
+    plain, method, state, _, batch = pair(case, hard)
+    torch.manual_seed(1)
+    method.climb(state)
+    torch.manual_seed(1)
+    plain.generator_step(torch.randn(batch, 8))
+    close(gradients(state.generator), gradients(plain.generator))
+    assert not gradients(state.students), "the students' weights have no gradient in the generator's step"
+
+
+def test_wide_convolution_in_float32_and_with_a_bias() -> None:
+    """Winograd's way is off by rounding only, whatever the size, and its folded form too."""
+    torch.set_default_dtype(torch.float32)
+    for height, width in ((4, 4), (8, 5), (1, 9), (17, 16)):
+        layer = WideConv(WIDE, WIDE + 8).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        layer.bias = nn.Parameter(torch.randn(WIDE + 8))
+        x = torch.randn(3, WIDE, height, width)
+        direct = F.conv2d(x.double(), layer.weight.double(), layer.bias.double(), padding=1)
+        assert (layer(x).double() - direct).abs().max() < 5e-5 * direct.abs().max()
+
+
+def test_wide_convolution_gradcheck() -> None:
+    x = torch.randn(2, 3, 5, 6, requires_grad=True)
+    w = torch.randn(4, 3, 3, 3, requires_grad=True)
+    assert torch.autograd.gradcheck(Winograd.apply, (x, w))
+    assert torch.autograd.gradcheck(lambda x, w: doubled(x, w), (x, w))
+
+
+@every_case
+@both_labels
+def test_answers(case: str, hard: bool) -> None:
+    plain, method, state, oracle, batch = pair(case, hard)
+    torch.manual_seed(1)
+    [(x, answer), (x2, _)] = method.ask(state, oracle, [batch, batch])
+    torch.manual_seed(1)
+    x_plain, answer_plain = plain.ask(torch.randn(batch, 8))
+    if hard:
+        assert torch.equal(answer.argmax(1), answer_plain)
+    else:
+        close([answer], [answer_plain])
+    close([x, x2], [x_plain, plain.ask(torch.randn(batch, 8))[0]])
+
+
+@every_case
+@both_labels
+def test_student_gradients(case: str, hard: bool) -> None:
+    plain, method, state, oracle, batch = pair(case, hard)
+    torch.manual_seed(1)
+    x, answer = plain.ask(torch.randn(batch, 8))
+    rows = nn.functional.one_hot(answer, 5).double() if hard else answer
+    method.imitate(state, oracle.spec, x, rows, {})
+    torch.manual_seed(1)
+    plain.student_step(torch.randn(batch, 8))
+    for mine, theirs in zip(state.students.members, plain.students, strict=True):
+        close(gradients(mine), gradients(theirs))
