@@ -14,16 +14,16 @@ import dualstudent as ds
 from dualstudent.ledger import Account
 from dualstudent.methods.base import modules
 from dualstudent.networks import classifier, folded
-from dualstudent.networks.generators import doubled
-from dualstudent.networks.winograd import WIDE, WideConv, Winograd
+from dualstudent.networks.generators import doubled, narrow
+from dualstudent.networks.winograd import CONV, DOUBLED, WIDE, Tiled, WideConv
 from dualstudent.oracle import Oracle
 from dualstudent.targets import ModuleTarget
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks" / "engine"))
-from plain import Plain, PlainGenerator, plain_layers
+from plain import Plain, PlainGenerator, plain_classifier
 
 CASES = {  # target, student, shape, generator's width, batch; the wide one goes Winograd's way
-    "lenet": ("lenet5", "lenet5-half", (1, 32, 32), 8, 6),
+    "lenet": ("lenet5", "lenet5-half", (1, 32, 32), 64, 3),
     "digits": ("digits-cnn", "digits-cnn", (1, 8, 8), 16, 6),
     "resnet": ("resnet18", "resnet18", (3, 10, 13), 4, 3),
 }
@@ -53,16 +53,15 @@ def pair(case: str, hard: bool) -> Pair:
     network = classifier(arch, shape, 5)
     network(torch.rand(32, *shape))  # running statistics other than 0 and 1
     network.eval()
+    copy = plain_classifier(arch, shape, 5).eval()
+    copy.load_state_dict(network.state_dict())
     access = ds.Access.LABEL if hard else ds.Access.PROBS
     spec = ds.Spec(shape, 5, access=access)
     state = method.init(spec)
-    plain = Plain(
-        plain_layers(network),
-        [plain_layers(member) for member in state.students.members],
-        PlainGenerator(8, shape, width),
-        hard=hard,
-        noise=8,
-    )
+    students = [plain_classifier(student, shape, 5) for _ in range(2)]
+    for mine, theirs in zip(students, state.students.members, strict=True):
+        mine.load_state_dict(theirs.state_dict())
+    plain = Plain(copy, students, PlainGenerator(8, shape, width), hard=hard, noise=8)
     plain.generator.load_state_dict(state.generator.state_dict())
     for module in modules(state):
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -117,8 +116,10 @@ def test_wide_convolution_in_float32_and_with_a_bias() -> None:
 def test_wide_convolution_gradcheck() -> None:
     x = torch.randn(2, 3, 5, 6, requires_grad=True)
     w = torch.randn(4, 3, 3, 3, requires_grad=True)
-    assert torch.autograd.gradcheck(Winograd.apply, (x, w))
-    assert torch.autograd.gradcheck(lambda x, w: doubled(x, w), (x, w))
+    for scheme in (CONV, DOUBLED):
+        assert torch.autograd.gradcheck(lambda x, w, s=scheme: Tiled.apply(x, w, s), (x, w))  # type: ignore[no-untyped-call]
+    assert torch.autograd.gradcheck(doubled, (x, w))
+    assert torch.autograd.gradcheck(narrow, (x, w[:1]))
 
 
 @every_case

@@ -27,7 +27,7 @@ from dualstudent.oracle import Oracle
 from dualstudent.targets import ModuleTarget
 
 sys.path.insert(0, str(Path(__file__).parent))
-from plain import Plain, PlainGenerator, plain_layers
+from plain import Plain, PlainGenerator, plain_classifier
 
 CASES: dict[str, tuple[str, str, tuple[int, int, int]]] = {  # target, students, shape; 10 classes
     "a": ("resnet34", "resnet18", (3, 32, 32)),
@@ -50,10 +50,10 @@ def side(kind: str, case: str, batch: int) -> Any:
     """Return the plain loop, or the method, its state and its target."""
     arch, student, shape = CASES[case]
     torch.manual_seed(0)
-    network = classifier(arch, shape, 10).eval()
     if kind == "plain":
-        students = [plain_layers(classifier(student, shape, 10)) for _ in range(2)]
-        return Plain(plain_layers(network), students, PlainGenerator(256, shape))
+        students = [plain_classifier(student, shape, 10) for _ in range(2)]
+        return Plain(plain_classifier(arch, shape, 10).eval(), students, PlainGenerator(256, shape))
+    network = classifier(arch, shape, 10).eval()
     spec = ds.Spec(shape, 10)
     channels_last = folded(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     target = ModuleTarget(channels_last, spec, output="logits")

@@ -1,14 +1,105 @@
 """Dual Student as a newcomer writes it in PyTorch: the yardstick of speed, and the reference of its numbers.
 
 NCHW, upsampling and convolution apart, BatchNorm apart, one forward a batch, students not frozen while
-the generator steps, optimisers as they come. Nothing is slowed down on purpose.
+the generator steps, optimisers as they come. Nothing is slowed down on purpose. Parameters have the
+names of the package's networks, so that weights can be copied over.
 """
-
-import copy
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Shape = tuple[int, int, int]
+
+
+def conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+
+
+class PlainDigits(nn.Module):
+    """The demo's network: 3×3 convolutions 32, 32, pool, 64, pool, linear."""
+
+    def __init__(self, shape: Shape, classes: int) -> None:
+        super().__init__()
+        c, h, w = shape
+        self.conv1, self.bn1 = conv(c, 32), nn.BatchNorm2d(32)
+        self.conv2, self.bn2 = conv(32, 32), nn.BatchNorm2d(32)
+        self.conv3, self.bn3 = conv(32, 64), nn.BatchNorm2d(64)
+        self.head = nn.Linear(64 * (h // 4) * (w // 4), classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.max_pool2d(F.relu(self.bn2(self.conv2(x))), 2)
+        x = F.max_pool2d(F.relu(self.bn3(self.conv3(x))), 2)
+        out: Tensor = self.head(x.flatten(1))
+        return out
+
+
+class PlainLeNet(nn.Module):
+    """LeNet-5, or half as wide."""
+
+    def __init__(self, shape: Shape, classes: int, scale: float) -> None:
+        super().__init__()
+        c, h, w = shape
+        one, two, three, four = (int(scale * width) for width in (6, 16, 120, 84))
+        self.conv1 = nn.Conv2d(c, one, 5, padding=2)
+        self.conv2 = nn.Conv2d(one, two, 5)
+        self.fc1 = nn.Linear(two * ((h // 2 - 4) // 2) * ((w // 2 - 4) // 2), three)
+        self.fc2 = nn.Linear(three, four)
+        self.head = nn.Linear(four, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        x = F.relu(self.fc1(x.flatten(1)))
+        out: Tensor = self.head(F.relu(self.fc2(x)))
+        return out
+
+
+class PlainBlock(nn.Module):
+    """A basic block of a ResNet."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv(inputs, outputs, stride), nn.BatchNorm2d(outputs)
+        self.conv2, self.bn2 = conv(outputs, outputs), nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(conv(inputs, outputs, stride, 1), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+class PlainResNet(nn.Module):
+    """A ResNet with the CIFAR stem."""
+
+    def __init__(self, shape: Shape, classes: int, blocks: tuple[int, ...]) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv(shape[0], 64), nn.BatchNorm2d(64)
+        layers: list[nn.Module] = []
+        inputs = 64
+        for width, depth in zip((64, 128, 256, 512), blocks, strict=True):
+            for _ in range(depth):
+                layers.append(PlainBlock(inputs, width, 2 if inputs != width else 1))
+                inputs = width
+        self.blocks = nn.Sequential(*layers)
+        self.head = nn.Linear(512, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(F.relu(self.bn1(self.conv1(x))))
+        out: Tensor = self.head(x.mean((2, 3)))
+        return out
+
+
+def plain_classifier(name: str, shape: Shape, classes: int) -> nn.Module:
+    """Return a classifier by the package's name for it."""
+    if name == "digits-cnn":
+        return PlainDigits(shape, classes)
+    if name.startswith("lenet5"):
+        return PlainLeNet(shape, classes, 0.5 if name.endswith("half") else 1.0)
+    return PlainResNet(shape, classes, {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}[name])
 
 
 class PlainGenerator(nn.Module):
@@ -92,17 +183,3 @@ class Plain:
             loss = F.cross_entropy(logits, answer) if self.hard else F.l1_loss(logits, goal)
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-
-
-def plain_layers(network: nn.Module) -> nn.Module:
-    """Return a copy of one of the package's classifiers with nothing but PyTorch's own layers, NCHW."""
-    network = copy.deepcopy(network)
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Conv2d) and type(child) is not nn.Conv2d:
-                layer = nn.Conv2d(
-                    child.in_channels, child.out_channels, 3, padding=1, bias=child.bias is not None
-                )
-                layer.load_state_dict(child.state_dict())
-                setattr(parent, name, layer)
-    return network
