@@ -87,7 +87,11 @@ def run(
         state = method.init(spec)
     for module in modules(state):
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if parallel.rank() > 0:
+        parallel.meet()  # the first rank sets a damaged snapshot aside
     first = snapshots.load(state, account) if snapshots is not None else 0
+    if parallel.rank() == 0:
+        parallel.meet()
     resumed(first)
     if shown is not None:
         shown.rewind(account.spent)

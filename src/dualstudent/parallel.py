@@ -26,10 +26,17 @@ def world() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def launched() -> tuple[int, int]:
+    """Return this process's number and their count as torchrun has it, before they are joined."""
+    if "MASTER_ADDR" not in os.environ:
+        return 0, 1
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def ranks() -> Iterator[None]:
     """Join the processes that torchrun started, for the length of a command; nothing without it."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_ADDR" not in os.environ:
+    if launched()[1] == 1:
         yield
         return
     cuda = torch.cuda.is_available()
@@ -109,6 +116,6 @@ def _together() -> Iterator[None]:
         yield
     except RuntimeError as error:  # gloo and nccl raise nothing more precise
         raise UserError(
-            f"rank {os.environ.get('RANK', '?')} lost the other processes of this run: see what they said;"
+            f"rank {launched()[0]} lost the other processes of this run: see what they said;"
             " 'dualstudent resume' goes on from the last snapshot"
         ) from error

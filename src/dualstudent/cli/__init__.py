@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(text: str) -> int:
-    print("dualstudent: " + " ".join(text.split()), file=sys.stderr)
+    rank = os.environ.get("RANK", "0") if "MASTER_ADDR" in os.environ else "0"  # under torchrun
+    who = "dualstudent" if rank == "0" else f"dualstudent, rank {rank}"
+    print(f"{who}: " + " ".join(text.split()), file=sys.stderr)
     return 2
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from dualstudent import experiment, methods, targets
+from dualstudent import experiment, methods, parallel, targets
 from dualstudent.cli import forms
 from dualstudent.cli.parse import parse, peek
 from dualstudent.cli.show import Bars, console, note, percent, result_table, stopping
@@ -150,7 +150,7 @@ def extract_command(args: list[str]) -> int:
     e, budget = form.run, form.extraction.queries
     name = e.data or opened.data
     data = None if name is None else load_data(name, e.split, folder=e.data_dir)
-    with Bars() as bars, stopping() as stop:
+    with parallel.ranks(), Bars() as bars, stopping() as stop:
         try:
             run = experiment.extract(
                 form.method,
@@ -182,7 +182,7 @@ def resume_command(args: list[str]) -> int:
     """dualstudent resume."""
     form = parse(forms.ResumeForm, args, "resume", "Go on with a stopped run.")
     budget = form.queries or experiment.budget(form.run)
-    with Bars() as bars, stopping() as stop:
+    with parallel.ranks(), Bars() as bars, stopping() as stop:
         try:
             run = experiment.resume(
                 form.run,

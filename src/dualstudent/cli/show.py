@@ -13,7 +13,10 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True)
+from dualstudent import parallel
+
+FOLLOWER = parallel.launched()[0] > 0  # of several ranks the first one speaks
+console = Console(highlight=False, soft_wrap=True, quiet=FOLLOWER)
 EVERY = 5.0  # seconds between lines where there is no terminal
 
 
@@ -30,7 +33,7 @@ class Bars:
 
     def __init__(self, unit: str = "queries") -> None:
         err = Console(stderr=True, highlight=False)
-        self.live = err.is_terminal
+        self.live = err.is_terminal and not FOLLOWER
         self.unit = unit
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -62,7 +65,7 @@ class Bars:
             if name not in self._tasks:
                 self._tasks[name] = self._progress.add_task(name, total=total, completed=done, note=note)
             self._progress.update(self._tasks[name], completed=done, total=total, note=note)
-        elif done == total or now - self._said.setdefault(name, now) >= EVERY:
+        elif not FOLLOWER and (done == total or now - self._said.setdefault(name, now) >= EVERY):
             self._said[name] = now
             left = (now - began) / max(done, 1) * (total - done)
             rate = done / max(now - began, 1e-9)
@@ -85,7 +88,8 @@ def stopping() -> Iterator[Callable[[], bool]]:
         if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.append(number)
-        print("dualstudent: stopping after this step …", file=sys.stderr, flush=True)
+        if not FOLLOWER:
+            print("dualstudent: stopping after this step …", file=sys.stderr, flush=True)
 
     before = {number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

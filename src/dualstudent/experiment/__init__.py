@@ -1,6 +1,7 @@
 """One run = one directory: extract, resume, evaluate, estimate, export."""
 
-from dualstudent.experiment.core import Run, budget, choose_device, evaluate, extract, resume
+from dualstudent.experiment.again import budget, choose_device
+from dualstudent.experiment.core import Run, evaluate, extract, resume
 from dualstudent.experiment.estimate import Estimate, estimate
 from dualstudent.experiment.export import export_onnx
 from dualstudent.experiment.folder import versions

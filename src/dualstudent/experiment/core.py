@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,22 +9,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dualstudent import engine
+from dualstudent import engine, parallel
 from dualstudent.checkpoint import Snapshots
-from dualstudent.data import Images, load_data
+from dualstudent.data import Images
 from dualstudent.defences import LabelOnly
 from dualstudent.errors import Stopped, UserError, unknown
 from dualstudent.evaluation import ask, fidelity, fitting, logits
 from dualstudent.experiment import folder as folders
+from dualstudent.experiment.again import choose_device, reopen, saved_data, saved_method
 from dualstudent.experiment.folder import RunFolder
 from dualstudent.experiment.recorder import Progress, Recorder
 from dualstudent.experiment.result import compose
 from dualstudent.files import read_json, write_json
 from dualstudent.ledger import Account, Shown
-from dualstudent.methods import Method, find
+from dualstudent.methods import Method
 from dualstudent.networks import Clone, load_student, save_student
 from dualstudent.spec import Access, Labels, Target
-from dualstudent.targets import Opened, TargetOptions, open_target
+from dualstudent.targets import Opened, TargetOptions
 
 
 class Run:
@@ -76,8 +76,9 @@ def extract(
     engine.plan(method, [queries])
     if data is not None:
         fitting(data, asked.spec)
-    run = RunFolder(out)
-    folders.vacant(run.path, overwrite)
+    run, first = RunFolder(out), parallel.rank() == 0
+    if first:
+        folders.vacant(run.path, overwrite)
     method.init(asked.spec)  # a bad architecture or shape ends here, before anything is written
     about: dict[str, Any] = {"reference": opened.reference, "name": opened.name, "sha256": opened.sha256}
     about |= {"options": _plain(target_options), "spec": asked.spec.to_json()}
@@ -86,6 +87,7 @@ def extract(
         "snapshot_every": snapshot_every,
         "tensorboard": tensorboard,
         "threads": torch.get_num_threads(),
+        "ranks": parallel.world(),
         "data_dir": None if data_dir is None else str(Path(data_dir).absolute()),
     }
     manifest = folders.describe(
@@ -100,8 +102,10 @@ def extract(
         options=options,
         command=command,
     )
-    run.create(manifest, overwrite=overwrite)
-    _keep_start(run, method)
+    if first:
+        run.create(manifest, overwrite=overwrite)
+        _keep_start(run, method)
+    parallel.meet()
     return _go(run, manifest, method, opened.target, data, progress, stop)
 
 
@@ -120,6 +124,12 @@ def resume(
     """
     run = RunFolder(path)
     manifest = run.manifest()
+    ranks = manifest.get("ranks", 1)
+    if ranks != parallel.world():
+        raise UserError(
+            f"{path} was begun with {ranks} ranks, here are {parallel.world()}, which would draw other noise:"
+            f" go on with torchrun --nproc-per-node {ranks} -m dualstudent resume {path}"
+        )
     last = read_json(run.result) if run.result.exists() else {"complete": False}
     done = last["complete"] and last["budget"] == manifest["budgets"][-1]
     if queries is not None and queries != manifest["budgets"][-1]:
@@ -130,14 +140,16 @@ def resume(
         manifest["budgets"].append(queries)
     elif done:
         raise UserError(f"{path} is finished: give --queries M to extend it")
-    method = _method(run, manifest)
+    method = saved_method(run, manifest)
     engine.plan(method, manifest["budgets"])
     if target is None:
         target = reopen(manifest)
     if data is None and manifest["data"] is not None:
         data = saved_data(manifest)
     torch.set_num_threads(manifest["threads"])
-    write_json(run.manifest_file, manifest)
+    parallel.meet()  # all have read it
+    if parallel.rank() == 0:
+        write_json(run.manifest_file, manifest)
     return _go(run, manifest, method, target, data, progress, stop)
 
 
@@ -180,40 +192,6 @@ def facing(target: Target, labels: Labels) -> Target:
     return target
 
 
-def choose_device(device: str) -> str:
-    """Return a usable device: "auto" is the GPU if there is one. Raises UserError."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from error
-    return device
-
-
-def reopen(manifest: dict[str, Any]) -> Target:
-    """Open the target of a manifest again. Raises UserError if it is another one by now."""
-    about = manifest["target"]
-    if about["reference"] is None:
-        raise UserError("the run's target was a Python object: resume it from Python and give the target")
-    options = dict(about["options"] or {})
-    for name in ("shape", "bounds"):
-        options[name] = None if options.get(name) is None else tuple(options[name])
-    opened = open_target(about["reference"], TargetOptions(**options), device=manifest["device"])
-    if opened.sha256 != about["sha256"]:
-        raise UserError(f"{about['reference']} holds another target than the run began with")
-    return opened.target
-
-
-def saved_data(manifest: dict[str, Any]) -> Images:
-    """Load the test images of a manifest again. Raises UserError if they are others by now."""
-    about = manifest["data"]
-    data = load_data(about["name"], about["split"], folder=manifest["data_dir"])
-    if data.digest() != about["sha256"]:
-        raise UserError(f"{about['name']} has other images than the run began with")
-    return data
-
-
 def _go(
     run: RunFolder,
     manifest: dict[str, Any],
@@ -224,9 +202,14 @@ def _go(
     stop: Callable[[], bool],
 ) -> Run:
     device, asked = manifest["device"], facing(target, manifest["labels"])
-    attack = Account("attack", manifest["budgets"][-1], run.attack)
+    first = parallel.rank() == 0  # it alone writes, and judges
+    attack = Account("attack", manifest["budgets"][-1], run.attack, writes=first)
+    shown = Shown(run.shown, writes=first)
+    snapshots = Snapshots(run.snapshot, folders.identity(manifest), manifest["snapshot_every"])
+    if not first:
+        _follow(manifest, method, asked, attack, shown, snapshots, stop)
+        return Run(run.path)
     audit = Account("audit", path=run.audit)
-    shown = Shown(run.shown)
     data = None if data is None else data.to(device)
     answers = None if data is None else _answers(run, target, data, audit).to(device)
     board = _board(run.path) if manifest["tensorboard"] else None
@@ -249,7 +232,7 @@ def _go(
         shown.flush()
         recorder.flush()
 
-    snapshots = Snapshots(run.snapshot, folders.identity(manifest), manifest["snapshot_every"], flush)
+    snapshots.flush = flush
     try:
         state = engine.run(
             method,
@@ -274,7 +257,32 @@ def _go(
     save_student(run.student, state.clone, spec=asked.spec, seed=manifest["seed"])
     values = compose(run, manifest, attack, audit, shown, recorder, planned=planned, figures=figures)
     write_json(run.result, values)
+    parallel.meet()
     return Run(run.path)
+
+
+def _follow(
+    manifest: dict[str, Any],
+    method: Method[Any],
+    asked: Target,
+    attack: Account,
+    shown: Shown,
+    snapshots: Snapshots,
+    stop: Callable[[], bool],
+) -> None:
+    """Do the work of a rank that writes nothing, until the first one has written the result."""
+    engine.run(
+        method,
+        asked,
+        attack,
+        budgets=manifest["budgets"],
+        seed=manifest["seed"],
+        device=manifest["device"],
+        shown=shown,
+        snapshots=snapshots,
+        watch=lambda moment: stop(),
+    )
+    parallel.meet()
 
 
 def _answers(run: RunFolder, target: Target, data: Images, account: Account) -> Tensor:
@@ -293,17 +301,6 @@ def _as_opened(target: Target) -> Opened:
     if not isinstance(target, Target):
         raise UserError(f"a {type(target).__name__} is no target: it needs .spec and must be callable")
     return Opened(target, None, type(target).__name__)
-
-
-def _method(run: RunFolder, manifest: dict[str, Any]) -> Method[Any]:
-    recipe = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["recipe"].items()}
-    try:
-        method = find(manifest["method"])(**recipe)
-    except TypeError as error:
-        raise UserError(f"{run.manifest_file} holds another version's recipe: {error}") from error
-    if run.start.is_dir():
-        method = replace(method, start=str(run.start))  # type: ignore[call-arg]
-    return method
 
 
 def _keep_start(run: RunFolder, method: Method[Any]) -> None:
@@ -327,8 +324,3 @@ def _board(path: Path) -> Any:
     except (ImportError, RuntimeError) as error:
         raise UserError("--tensorboard needs: pip install 'dualstudent[tensorboard]'") from error
     return SummaryWriter(str(path / "tensorboard"))
-
-
-def budget(path: str | Path) -> int:
-    """Return the budget of a run. Raises UserError where there is none."""
-    return int(RunFolder(path).manifest()["budgets"][-1])
