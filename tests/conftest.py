@@ -6,7 +6,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 from jaxtyping import install_import_hook
 
-_hook = install_import_hook("dualstudent", "beartype.beartype")  # before the first import of the package
+if "DUALSTUDENT_NO_HOOK" not in os.environ:  # a traced graph has no place for checks
+    install_import_hook("dualstudent", "beartype.beartype")  # before the first import of the package
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -25,7 +25,7 @@ from plain import Plain, PlainGenerator, plain_classifier
 CASES = {  # target, student, shape, generator's width, batch; the wide one goes Winograd's way
     "lenet": ("lenet5", "lenet5-half", (1, 32, 32), 64, 3),
     "digits": ("digits-cnn", "digits-cnn", (1, 8, 8), 16, 6),
-    "resnet": ("resnet18", "resnet18", (3, 10, 13), 4, 3),
+    "resnet": ("resnet18", "resnet18", (3, 9, 10), 4, 3),
 }
 Pair = tuple[Plain, ds.DualStudent, Any, Oracle, int]
 
@@ -51,7 +51,7 @@ def pair(case: str, hard: bool) -> Pair:
     torch.manual_seed(0)
     method = ds.DualStudent(student=student, width=width, noise_size=8, batch=batch)
     network = classifier(arch, shape, 5)
-    network(torch.rand(32, *shape))  # running statistics other than 0 and 1
+    network(torch.rand(8, *shape))  # running statistics other than 0 and 1
     network.eval()
     copy = plain_classifier(arch, shape, 5).eval()
     copy.load_state_dict(network.state_dict())

@@ -117,6 +117,7 @@ def whole(digits_target: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return outcome(out)
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_other_and_resume_is_exact(
     digits_target: Path, whole: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from dualstudent.errors import Stopped, UserError
 from dualstudent.ledger import Account, Shown
 from dualstudent.methods import Method, Metrics, Phase, State
 from dualstudent.methods.base import modules, pace
+from dualstudent.numerics import AUTO, Numerics
 from dualstudent.oracle import Oracle
 from dualstudent.spec import Spec, Target
 
@@ -60,6 +61,16 @@ def plan(method: Method[S], budgets: Sequence[int]) -> list[Phase[S]]:
     return phases
 
 
+def fresh(method: Method[S], spec: Spec, *, seed: int = 0, device: str | torch.device = "cpu") -> S:
+    """Return a method's state before its first step: weights alike on all ranks, channels last."""
+    parallel.seed_step(seed, INIT, 0)
+    with torch.device(device):
+        state = method.init(spec)
+    for module in modules(state):
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return state
+
+
 def run(
     method: Method[S],
     target: Target,
@@ -70,6 +81,7 @@ def run(
     device: str | torch.device = "cpu",
     shown: Shown | None = None,
     snapshots: Snapshots | None = None,
+    numerics: Numerics = AUTO,
     watch: Watch = lambda moment: False,
     resumed: Callable[[int], None] = lambda step: None,
 ) -> S:
@@ -82,11 +94,11 @@ def run(
     spec = target.spec
     check(method, spec)
     phases = plan(method, budgets)
-    parallel.seed_step(seed, INIT, 0)  # weights alike on all ranks
-    with torch.device(device):
-        state = method.init(spec)
-    for module in modules(state):
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    numerics = numerics.on(device)
+    numerics.apply(device)
+    state = fresh(method, spec, seed=seed, device=device)
+    for module in modules(state) if numerics.compile == "on" else []:
+        module.compile()
     if parallel.rank() > 0:
         parallel.meet()  # the first rank sets a damaged snapshot aside
     first = snapshots.load(state, account) if snapshots is not None else 0
@@ -106,7 +118,8 @@ def run(
             parallel.seed_step(seed, step, parallel.rank())
             pace(state, phase.schedule(i / phase.steps))
             before = account.spent
-            metrics = phase.step(state, oracle)
+            with numerics.casting(device):
+                metrics = phase.step(state, oracle)
             if account.spent - before != phase.cost:
                 raise RuntimeError(f"step {step} asked {account.spent - before} images, plan: {phase.cost}")
             parallel.average([b for m in modules(state) for b in m.buffers() if b.is_floating_point()])

@@ -29,7 +29,7 @@ class Oracle:
             _check_images(x, spec)
             account.charge(parallel.total(len(x)))
             parallel.meet()  # the charge is on disk before any rank asks
-            with torch.inference_mode():
+            with torch.inference_mode(), torch.autocast(x.device.type, enabled=False):
                 answer = target(x)
             # copied: inference tensors cannot be saved for backward
             answer = checked(answer, len(x), spec).to(x.dtype, copy=True)
@@ -51,7 +51,7 @@ def _check_images(x: Tensor, spec: Spec) -> None:
     low, high = spec.bounds
     slack = 1e-4 * (high - low)
     smallest, largest = torch.aminmax(x)
-    if not (smallest >= low - slack and largest <= high + slack):  # NaN fails too
+    if not ((smallest >= low - slack) & (largest <= high + slack)):  # NaN fails too; one wait for a GPU
         raise TargetError(
             f"images in [{smallest:.3g}, {largest:.3g}] for a target that takes [{low:g}, {high:g}]"
         )
@@ -71,9 +71,20 @@ def checked(answer: object, batch: int, spec: Spec) -> Tensor:
             f" mend the spec (--classes {answer.shape[1]})"
         )
     answer = answer.to(torch.promote_types(answer.dtype, torch.float32))
+    total = answer.sum(1)
+    stray = (total - 1).abs() if spec.access != Access.TOPK else total - 1
+    fine = (answer >= 0).all() & (stray <= SUM_TOLERANCE).all()  # NaN fails both
+    if spec.access == Access.LABEL:
+        fine &= ((answer == 0) | (answer == 1)).all()
+    if not fine:  # the one wait for a GPU
+        _explain(answer, total, spec)
+    return answer
+
+
+def _explain(answer: Tensor, total: Tensor, spec: Spec) -> None:
+    """Raise TargetError saying what is wrong with an answer."""
     if not torch.isfinite(answer).all():
         raise TargetError("the target returned NaN or infinite values")
-    total = answer.sum(1)
     stray = (total - 1).abs().max().item() if spec.access != Access.TOPK else (total - 1).max().item()
     if answer.min().item() < 0 or stray > SUM_TOLERANCE:
         raise TargetError(
@@ -81,6 +92,4 @@ def checked(answer: object, batch: int, spec: Spec) -> Tensor:
             f" {total.min():.4g} … {total.max():.4g}: these are no probabilities;"
             " if they are logits, say so with --output logits"
         )
-    if spec.access == Access.LABEL and not ((answer == 0) | (answer == 1)).all():
-        raise TargetError("the target's access is LABEL, but its rows are not one-hot")
-    return answer
+    raise TargetError("the target's access is LABEL, but its rows are not one-hot")

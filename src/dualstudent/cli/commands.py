@@ -17,9 +17,9 @@ from dualstudent.cli.show import Bars, console, note, percent, result_table, sto
 from dualstudent.data import DATA_SETS, fetch, load_data
 from dualstudent.errors import Stopped, UserError, unknown
 from dualstudent.ledger import Account
-from dualstudent.networks import ARCHITECTURES
+from dualstudent.networks import ARCHITECTURES, work
 
-SMALL = 16 * 16  # pixels of an image up to which one thread is used: two would wait for each other
+SMALL, LIGHT = 16 * 16, 10_000_000  # pixels of an image, FLOPs of a student's pass: up to these, one thread
 
 
 def demo_command(args: list[str]) -> int:
@@ -108,17 +108,18 @@ def _method_args(command: str, args: list[str], **parts: type) -> tuple[Any, str
 def plan_command(args: list[str]) -> int:
     """dualstudent plan."""
     form, _ = _method_args(
-        "plan", args, extraction=forms.Planned, access=targets.TargetOptions, machine=forms.Machine
+        "plan", args, extraction=forms.Planned, access=targets.TargetOptions, machine=forms.Computed
     )
     device = experiment.choose_device(form.machine.device)
     opened = targets.open_target(form.extraction.target, form.access, device=device)
-    set_threads(form.machine.threads, opened.target.spec.shape)
+    set_threads(form.machine.threads, opened.target.spec.shape, getattr(form.method, "student", "auto"))
     found = experiment.estimate(
         form.method,
         opened.target,
         queries=form.extraction.queries,
         labels=form.extraction.labels,
         device=device,
+        numerics=form.machine.numerics,
     )
     table = Table(title=f"plan: {form.method.name} on {opened.name}", title_justify="left")
     for column in ("phase", "steps", "queries a step", "queries"):
@@ -142,11 +143,11 @@ def extract_command(args: list[str]) -> int:
         extraction=forms.Planned,
         run=forms.Extracted,
         access=targets.TargetOptions,
-        machine=forms.Machine,
+        machine=forms.Computed,
     )
     device = experiment.choose_device(form.machine.device)
     opened = targets.open_target(form.extraction.target, form.access, device=device)
-    set_threads(form.machine.threads, opened.target.spec.shape)
+    set_threads(form.machine.threads, opened.target.spec.shape, getattr(form.method, "student", "auto"))
     e, budget = form.run, form.extraction.queries
     name = e.data or opened.data
     data = None if name is None else load_data(name, e.split, folder=e.data_dir)
@@ -162,6 +163,7 @@ def extract_command(args: list[str]) -> int:
                 data=data,
                 preset=preset,
                 device=device,
+                numerics=form.machine.numerics,
                 overwrite=e.overwrite,
                 target_options=form.access,
                 data_dir=e.data_dir,
@@ -275,11 +277,14 @@ def list_command(args: list[str]) -> int:
     return 0
 
 
-def set_threads(threads: int | None, shape: tuple[int, int, int] | None) -> None:
-    """Set the threads of an operation: as told, else one for small images. Raises UserError."""
+def set_threads(threads: int | None, shape: tuple[int, int, int] | None, arch: str = "auto") -> None:
+    """Set the threads of an operation: as told, else one for small images and networks. Raises UserError.
+
+    Two would win a third of the time, and lose more than that where another process needs the core.
+    """
     if threads is not None:
         if threads < 1:
             raise UserError(f"--threads {threads}: at least 1")
         torch.set_num_threads(threads)
-    elif shape is not None and shape[1] * shape[2] <= SMALL:
+    elif shape is not None and shape[1] * shape[2] <= SMALL and (":" in arch or work(arch, shape) <= LIGHT):
         torch.set_num_threads(1)

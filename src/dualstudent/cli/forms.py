@@ -6,6 +6,7 @@ from pathlib import Path
 import tyro
 
 from dualstudent.cli.parse import Count
+from dualstudent.numerics import Numerics
 from dualstudent.spec import Labels
 from dualstudent.targets import TargetOptions, Training
 
@@ -16,6 +17,16 @@ class Machine:
 
     device: str = "auto"  # auto, cpu, cuda, cuda:1 …
     threads: int | None = None  # threads of an operation; default: 1 for small images, else all cores
+
+
+@dataclass(frozen=True)
+class Computed(Machine, Numerics):
+    """Where it runs, and how exactly it computes."""
+
+    @property
+    def numerics(self) -> Numerics:
+        """How exactly it computes."""
+        return Numerics(self.precision, self.deterministic, self.compile)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,6 +25,7 @@ from dualstudent.files import read_json, write_json
 from dualstudent.ledger import Account, Shown
 from dualstudent.methods import Method
 from dualstudent.networks import Clone, load_student, save_student
+from dualstudent.numerics import AUTO, Numerics
 from dualstudent.spec import Access, Labels, Target
 from dualstudent.targets import Opened, TargetOptions
 
@@ -52,6 +54,7 @@ def extract(
     data: Images | None = None,
     preset: str | None = None,
     device: str = "auto",
+    numerics: Numerics = AUTO,
     overwrite: bool = False,
     target_options: TargetOptions | None = None,
     data_dir: str | Path | None = None,
@@ -71,6 +74,7 @@ def extract(
     """
     opened = target if isinstance(target, Opened) else _as_opened(target)
     device = choose_device(device)
+    numerics = numerics.on(device)
     asked = facing(opened.target, labels)
     engine.check(method, asked.spec)
     engine.plan(method, [queries])
@@ -88,6 +92,7 @@ def extract(
         "tensorboard": tensorboard,
         "threads": torch.get_num_threads(),
         "ranks": parallel.world(),
+        "numerics": asdict(numerics),
         "data_dir": None if data_dir is None else str(Path(data_dir).absolute()),
     }
     manifest = folders.describe(
@@ -241,6 +246,7 @@ def _go(
             budgets=manifest["budgets"],
             seed=manifest["seed"],
             device=device,
+            numerics=Numerics(**manifest.get("numerics", {})),
             shown=shown,
             snapshots=snapshots,
             watch=recorder,
@@ -278,6 +284,7 @@ def _follow(
         budgets=manifest["budgets"],
         seed=manifest["seed"],
         device=manifest["device"],
+        numerics=Numerics(**manifest.get("numerics", {})),
         shown=shown,
         snapshots=snapshots,
         watch=lambda moment: stop(),

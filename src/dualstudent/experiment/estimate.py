@@ -1,19 +1,19 @@
 """What a run will spend and how long it will take, before the first query."""
 
+import statistics
 import time
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from dualstudent import engine, parallel
 from dualstudent.experiment.core import facing
 from dualstudent.ledger import Account
 from dualstudent.methods import Method
+from dualstudent.numerics import AUTO, Numerics
 from dualstudent.oracle import Oracle
 from dualstudent.spec import Labels, Target
 
-TIMED = 2  # steps timed, after one to warm up
+TIMED = 3  # steps timed, after one to warm up
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,13 @@ class Estimate:
 
 
 def estimate(
-    method: Method[Any], target: Target, *, queries: int, labels: Labels = "soft", device: str = "cpu"
+    method: Method[Any],
+    target: Target,
+    *,
+    queries: int,
+    labels: Labels = "soft",
+    device: str = "cpu",
+    numerics: Numerics = AUTO,
 ) -> Estimate:
     """Plan a run and time a few of its steps on a scratch state. Raises UserError.
 
@@ -41,9 +47,9 @@ def estimate(
     phases = engine.plan(method, [queries])
     account = Account("audit")
     oracle = Oracle(asked, account)
-    parallel.seed_step(0, engine.INIT, 0)
-    with torch.device(device):
-        state = method.init(asked.spec)
+    numerics = numerics.on(device)
+    numerics.apply(device)
+    state = engine.fresh(method, asked.spec, device=device)
     seconds = 0.0
     for phase in phases:
         steps = min(phase.steps, TIMED + 1)
@@ -51,9 +57,10 @@ def estimate(
         for step in range(steps):
             parallel.seed_step(0, step + 1, 0)
             start = time.perf_counter()
-            metrics = phase.step(state, oracle)
+            with numerics.casting(device):
+                metrics = phase.step(state, oracle)
             _ = [value.sum().item() for value in metrics.values()]  # waits for a GPU
             times.append(time.perf_counter() - start)
-        seconds += phase.steps * min(times)
+        seconds += phase.steps * statistics.median(times[1:] or times)
     shape = [(phase.name, phase.steps, phase.cost) for phase in phases]
     return Estimate(shape, sum(steps * cost for _, steps, cost in shape), seconds, account.asked)

@@ -148,6 +148,17 @@ def smallest(shape: Shape) -> str:
     return min(sizes, key=sizes.__getitem__)
 
 
+def work(name: str, shape: Shape, classes: int = 10) -> int:
+    """Return the FLOPs of one image's forward pass through a classifier by name; no image is computed."""
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import
+
+    with torch.device("meta"):
+        network = classifier(name, shape, classes).eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(torch.empty(1, *shape))
+    return int(counter.get_total_flops())
+
+
 def folded(network: nn.Module) -> nn.Module:
     """Take the BatchNorms of one of our classifiers into the convolutions before them, in place.
 

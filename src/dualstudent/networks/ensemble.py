@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dualstudent import parallel
 from dualstudent.errors import UserError
 from dualstudent.networks.classifiers import classifier
+from dualstudent.numerics import full
 
 MASKED = -1e4  # logit of a class not seen yet: probability zero, and the same for every student
 
@@ -64,7 +65,7 @@ class Students(nn.Module):
         self.judged = count if first is None else 1
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "s b k"]:
-        logits = torch.stack([member(x) for member in self.members])
+        logits = full(torch.stack([member(x) for member in self.members]))
         return logits if self.seen is None else self.seen(logits)
 
 

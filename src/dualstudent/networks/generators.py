@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dualstudent.errors import UserError
 from dualstudent.networks.winograd import DOUBLED, WIDE, Tiled, usable
+from dualstudent.numerics import full
 
 
 def doubled(x: Float[Tensor, "b c h w"], weight: Float[Tensor, "d c 3 3"]) -> Float[Tensor, "b d u v"]:
@@ -76,7 +77,7 @@ class Generator(nn.Module):
     def activate(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return images in `bounds` from preactivations."""
         low, high = self.bounds
-        return low + (high - low) * (x.tanh() + 1) / 2
+        return low + (high - low) * (full(x).tanh() + 1) / 2
 
     def forward(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
         return self.activate(self.preactivation(z))

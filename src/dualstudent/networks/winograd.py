@@ -94,7 +94,8 @@ class WideConv(nn.Conv2d):
 
 def usable(x: Tensor) -> bool:
     """Return whether the schemes of this file are of use: on a CPU, in full precision, not compiled."""
-    return x.device.type == "cpu" and x.dtype.itemsize >= 4 and not torch.compiler.is_compiling()
+    exact = x.dtype.itemsize >= 4 and not torch.is_autocast_enabled("cpu")
+    return x.device.type == "cpu" and exact and not torch.compiler.is_compiling()
 
 
 class Tiled(torch.autograd.Function):

@@ -17,6 +17,7 @@ from dualstudent.data import DATA_SETS, Images, load_data
 from dualstudent.errors import UserError
 from dualstudent.evaluation.fidelity import evaluating, inputs
 from dualstudent.networks import classifier
+from dualstudent.numerics import Numerics, Precision, full
 from dualstudent.spec import Spec
 from dualstudent.targets import folder as files
 
@@ -32,6 +33,7 @@ class Training:
     weight_decay: float = 5e-4
     shift: int | None = None  # random shifts by up to this many pixels; default 4 for resnet18/34
     flip: bool | None = None  # random mirror images; default for resnet18/34 on cifar10/100
+    precision: Precision = "auto"  # auto: tf32 on a GPU, fp32 on a CPU; bf16 halves the time on a GPU
 
 
 _DEFAULTS = {"digits-cnn": (30, 0.05), "lenet5": (10, 0.05), "lenet5-half": (10, 0.05), "resnet8": (10, 0.1)}
@@ -60,6 +62,7 @@ def train_target(
     parallel.seed_step(seed, 0, 0)
     with torch.device(device):
         network = classifier(arch, spec.shape, len(train.classes))
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     prepare(out, overwrite)
     mean, std = _normalisation(train)
     epochs = _fit(network, train, (mean, std), arch, training, seed, progress)
@@ -120,6 +123,8 @@ def _fit(
     optimiser = torch.optim.SGD(
         network.parameters(), peak, training.momentum, weight_decay=training.weight_decay, nesterov=True
     )
+    numerics = Numerics(training.precision).on(train.images.device)
+    numerics.apply(train.images.device)
     mean, std = (torch.tensor(v, device=train.images.device).view(-1, 1, 1) for v in normalise)
     step = 0
     for epoch in range(epochs):
@@ -130,7 +135,9 @@ def _fit(
                 group["lr"] = peak * _cosine(step, each, epochs * each)
             part = train[rows]
             x = (_augmented(part.pixels(), shift, flip) - mean) / std
-            loss = F.cross_entropy(network(x), part.labels)
+            with numerics.casting(x.device):
+                logits = network(x)
+            loss = F.cross_entropy(full(logits), part.labels)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()

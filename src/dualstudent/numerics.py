@@ -1,0 +1,60 @@
+"""How exactly a run computes: precision, determinism, compilation."""
+
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from dualstudent.errors import UserError, unknown
+
+Precision = Literal["auto", "fp32", "tf32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """Precision, determinism and compilation of a run. Raises UserError on an unknown precision."""
+
+    precision: Precision = "auto"  # auto: tf32 on a GPU, fp32 on a CPU; bf16: students and generator only
+    deterministic: bool = False  # on a GPU: bit for bit the same each time, and slower (a CPU always is)
+    compile: Literal["auto", "on", "off"] = "auto"  # networks by torch.compile; auto: on a GPU
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise unknown("precision", self.precision, get_args(Precision))
+
+    def on(self, device: str | torch.device) -> "Numerics":
+        """Return what "auto" means on a device. Raises UserError for what it cannot do."""
+        cuda = torch.device(device).type == "cuda"
+        if self.precision == "tf32" and not cuda:
+            raise UserError(f"--precision tf32 needs a GPU, {device} has none: fp32 or bf16")
+        precision = self.precision if self.precision != "auto" else ("tf32" if cuda else "fp32")
+        compile = self.compile if self.compile != "auto" else ("on" if cuda else "off")
+        return replace(self, precision=precision, compile=compile)
+
+    def apply(self, device: str | torch.device) -> None:
+        """Set torch's switches, which hold for the whole process; a CPU needs none."""
+        if torch.device(device).type != "cuda":
+            return
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.precision != "fp32"
+        torch.backends.cudnn.benchmark = not self.deterministic
+        if self.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(self.deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+    def casting(self, device: str | torch.device) -> AbstractContextManager[object]:
+        """Return the context in which a step computes; weights, losses and answers stay float32."""
+        return torch.autocast(
+            torch.device(device).type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
+        )
+
+
+AUTO = Numerics()
+
+
+def full(x: Tensor) -> Tensor:
+    """Return what a network computed in half precision as float32; anything else unchanged."""
+    return x.float() if x.dtype.itemsize < 4 else x

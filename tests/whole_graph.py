@@ -1,0 +1,46 @@
+"""Run by test_whole_graph in a process of its own, without the hooks that check shapes."""
+
+import torch
+
+import dualstudent as ds
+from conftest import Linear
+from dualstudent import engine, methods
+from dualstudent.ledger import Account
+from dualstudent.methods.base import modules
+from dualstudent.oracle import Oracle
+from test_contract import ALL, quick
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for name, preset in ALL:
+        for access, classes in ((ds.Access.PROBS, 4), (ds.Access.LABEL, 4), (ds.Access.LABEL, None)):
+            if access < methods.find(name).needs:
+                continue
+            torch._dynamo.reset()
+            torch._dynamo.utils.counters.clear()
+            method = quick(name, preset)
+            target = Linear(ds.Spec((1, 8, 8), classes, access=access), 4)
+            plain, traced = (engine.fresh(method, target.spec) for _ in range(2))
+            compiled = [m for m in modules(traced) if type(m).forward is not torch.nn.Module.forward]
+            for module in compiled:
+                module.compile(fullgraph=True, backend="aot_eager", dynamic=False)
+            oracle = Oracle(target, Account("attack"))
+            [phase, *_] = engine.plan(method, [method.queries_per_step * 3])
+            counts = []
+            for step in range(3):
+                with torch._dynamo.config.patch(error_on_recompile=step > 0):
+                    for state in (plain, traced):
+                        torch.manual_seed(step)
+                        phase.step(state, oracle)
+                counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+            assert counts[0] >= len(compiled), counts
+            assert counts == [counts[0]] * 3, counts
+            x = torch.rand(4, 1, 8, 8)
+            ours, theirs = (state.clone.eval()(x) for state in (plain, traced))
+            assert torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2), (ours - theirs).abs().max()
+            print(name, preset, access.name, classes, "graphs", counts[0])
+
+
+if __name__ == "__main__":
+    main()
