@@ -1,5 +1,6 @@
 """The README's Python example and commands are real."""
 
+import json
 import re
 from pathlib import Path
 
@@ -37,3 +38,17 @@ def test_links_of_the_readme_exist() -> None:
     root = Path(__file__).parent.parent
     for link in re.findall(r"\]\(([^)#]+)\)", README):
         assert link.startswith("http") or (root / link).exists(), link
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_figures_of_the_readme_are_those_measured() -> None:
+    """Each figure of the README's table is in results.json, rounded."""
+    results = json.loads((ROOT / "benchmarks" / "demo" / "results.json").read_text())
+    rows = re.findall(r"^\| (.+?) \| ([\d.]+) \| ([\d.]+) – ([\d.]+) \|", README, re.MULTILINE)
+    assert len(rows) == 4
+    kinds = [results[kind]["agreement"] for kind in ("soft", "hard", "paper-soft", "paper-hard")]
+    for (_, median, least, most), spread in zip(rows, kinds, strict=True):
+        values = (spread["median"], min(spread["values"]), max(spread["values"]))
+        assert (median, least, most) == tuple(f"{100 * value:.1f}" for value in values)

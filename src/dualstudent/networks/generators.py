@@ -6,30 +6,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dualstudent.errors import UserError
-from dualstudent.networks.winograd import DOUBLED, WIDE, Tiled, usable
+from dualstudent.networks.doubled import doubled, narrow
+from dualstudent.networks.winograd import usable
 from dualstudent.numerics import full
-
-
-def doubled(x: Float[Tensor, "b c h w"], weight: Float[Tensor, "d c 3 3"]) -> Float[Tensor, "b d u v"]:
-    """Return conv3×3(nearest ×2 upsampling of x), zero-padded, with 4 taps a pixel instead of 9.
-
-    Neighbouring taps that fall on one pixel before it is doubled are added beforehand, which makes a
-    transposed convolution; where it is wide, a scheme of 9/4 taps a pixel is quicker still on a CPU. The
-    parameters stay the 3×3 weights: each call adds, and differentiates, anew.
-    """
-    if min(weight.shape[:2]) >= (WIDE // 2 if x[0, 0].numel() <= 16 else WIDE) and usable(x):
-        return Tiled.apply(x, weight, DOUBLED)  # type: ignore[no-any-return, no-untyped-call]
-    wide = F.pad(weight, (0, 1)) + F.pad(weight, (1, 0))  # w0, w0 + w1, w1 + w2, w2
-    taps = F.pad(wide, (0, 0, 0, 1)) + F.pad(wide, (0, 0, 1, 0))
-    kernel = taps.flip((2, 3)).transpose(0, 1).contiguous(memory_format=torch.channels_last)
-    return F.conv_transpose2d(x, kernel, stride=2, padding=1)
-
-
-def narrow(x: Float[Tensor, "b c h w"], weight: Float[Tensor, "1 c 3 3"]) -> Float[Tensor, "b 1 h w"]:
-    """Return conv3×3(x), zero-padded, to one channel: one matrix product, then nine images added up."""
-    taps = weight.flip((2, 3)).permute(0, 2, 3, 1).reshape(9, -1)
-    products = taps @ x.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2)
-    return F.fold(products, x.shape[2:], 3, padding=1)
 
 
 class Generator(nn.Module):
