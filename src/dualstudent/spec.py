@@ -1,6 +1,7 @@
 """What is known of a target before the first query, and what a target is."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import IntEnum
@@ -13,6 +14,7 @@ from torch import Tensor
 from dualstudent.errors import UserError
 
 Labels = Literal["soft", "hard"]
+_UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
 
 
 class Access(IntEnum):
@@ -106,3 +108,16 @@ class Target(Protocol):
 
     def __call__(self, x: Float[Tensor, "b c h w"], /) -> Float[Tensor, "b k"]:
         """Return class probabilities (or one-hot labels), a row an image."""
+
+
+def parse_count(text: str) -> int:
+    """Return a number of images written as 50000, 50_000, 50k or 2M. Raises UserError."""
+    match = re.fullmatch(r"([0-9][0-9_]*(?:\.[0-9]+)?)([km]?)", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise UserError(f"'{text}' is no number of queries: write 50000, 50k or 2M")
+    value = float(match[1].replace("_", "")) * _UNITS[match[2].lower()]
+    if value != int(value):
+        raise UserError(f"'{text}' is no whole number of queries")
+    if value < 2:
+        raise UserError(f"--queries {text}: at least 2 are needed")
+    return int(value)

@@ -223,6 +223,13 @@ def report_command(args: list[str]) -> int:
     return 0
 
 
+def sweep_command(args: list[str]) -> int:
+    """dualstudent sweep."""
+    from dualstudent.cli.sweeping import run_sweep
+
+    return run_sweep(parse(forms.SweepForm, args, "sweep", "Do many runs that one file describes."))
+
+
 def export_command(args: list[str]) -> int:
     """dualstudent export."""
     form = parse(forms.ExportForm, args, "export", "Write a run's clone as ONNX.")

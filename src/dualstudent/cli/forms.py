@@ -138,3 +138,13 @@ class GetForm:
 
     name: tyro.conf.Positional[str]
     data_dir: Path | None = None  # folder of data sets; default: DUALSTUDENT_DATA
+
+
+@dataclass(frozen=True)
+class SweepForm:
+    """Do many runs: methods × targets × labels × seeds × budgets."""
+
+    spec: tyro.conf.Positional[Path]  # the TOML file that describes them (docs/sweep.md)
+    jobs: int | None = None  # runs at once; default: one a core
+    slurm: str | None = None  # submit to Slurm instead: partition=gpu,timeout_min=600
+    dry_run: bool = False  # say what there is to do, and do nothing

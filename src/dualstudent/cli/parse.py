@@ -11,22 +11,9 @@ from typing import Annotated, TypeVar
 import tyro
 
 from dualstudent.errors import UserError, unknown
+from dualstudent.spec import parse_count
 
 T = TypeVar("T")
-_UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
-
-
-def parse_count(text: str) -> int:
-    """Return a number of images written as 50000, 50_000, 50k or 2M. Raises UserError."""
-    match = re.fullmatch(r"([0-9][0-9_]*(?:\.[0-9]+)?)([km]?)", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise UserError(f"'{text}' is no number of queries: write 50000, 50k or 2M")
-    value = float(match[1].replace("_", "")) * _UNITS[match[2].lower()]
-    if value != int(value):
-        raise UserError(f"'{text}' is no whole number of queries")
-    if value < 2:
-        raise UserError(f"--queries {text}: at least 2 are needed")
-    return int(value)
 
 
 Count = Annotated[

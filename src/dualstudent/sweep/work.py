@@ -1,0 +1,197 @@
+"""Work on the cells of a sweep: some at once, through submitit, on this machine or under Slurm."""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dualstudent.data import load_data
+from dualstudent.errors import Stopped, UserError
+from dualstudent.experiment import extract, resume
+from dualstudent.files import read_json
+from dualstudent.machine import keep_memory
+from dualstudent.sweep.matrix import Cell, Goal, Sweep
+from dualstudent.targets import Training, open_target, train_target
+
+State = Literal["done", "stopped", "open", "n/a"]
+FOREVER = 60 * 24 * 365  # minutes; submitit ends local jobs after five unless told
+SHARED = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node")
+Tell = Callable[[str, str], None]  # cell, what became of it
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a sweep: failed cells with their logs, and whether it was stopped on request."""
+
+    failed: dict[str, Path]
+    stopped: bool
+
+
+def state(cell: Cell) -> State:
+    """Return how far a cell is. Raises UserError where its folder holds a run with another recipe."""
+    if not cell.possible:
+        return "n/a"
+    folder = Path(cell.path)
+    if not (folder / "manifest.json").is_file():
+        return "open"
+    manifest = read_json(folder / "manifest.json")
+    mine = {"recipe": cell.recipe, "labels": cell.labels, "seed": cell.seed, "budgets": [cell.budget]}
+    changed = [name for name, value in mine.items() if manifest.get(name) != value]
+    target = Path(cell.target.path) / "target.json"
+    if target.is_file() and manifest["target"]["sha256"] != read_json(target)["sha256"]:
+        changed.append("target")
+    if changed:
+        raise UserError(
+            f"{folder} was run with another {' and '.join(changed)}: give the sweep another 'out' or name"
+        )
+    result = read_json(folder / "result.json") if (folder / "result.json").is_file() else {}
+    if result.get("complete"):
+        return "done"
+    return "stopped" if (folder / "snapshot.pt").is_file() else "open"
+
+
+def prepare(goal: Goal, data_dir: str | None) -> None:
+    """Train a sweep's own target, once. Raises UserError where a folder holds none."""
+    folder = Path(goal.path)
+    if (folder / "target.json").is_file():
+        return
+    if goal.train is None:
+        raise UserError(f"no target '{folder}': give a folder written by 'dualstudent target train'")
+    train_target(
+        goal.train["data"],
+        goal.train["arch"],
+        folder,
+        seed=goal.train["seed"],
+        data_dir=None if data_dir is None else Path(data_dir),
+        training=Training(epochs=goal.train["epochs"]),
+    )
+
+
+def work(values: Mapping[str, Any]) -> None:
+    """Do one cell, in a process of its own: begin it, or go on where it stopped."""
+    import torch
+
+    cell = Cell(**{**values, "target": Goal(**values["target"])})
+    keep_memory()
+    torch.set_num_threads(cell.threads)
+    if state(cell) == "stopped":
+        resume(cell.path)
+        return
+    opened = open_target(cell.target.path)
+    data = None if opened.data is None else load_data(opened.data, folder=cell.data_dir)
+    extract(
+        cell.build(),
+        opened,
+        queries=cell.budget,
+        labels=cell.labels,
+        seed=cell.seed,
+        out=cell.path,
+        data=data,
+        preset=cell.preset,
+        overwrite=True,  # what is there has no snapshot yet
+        data_dir=cell.data_dir,
+        points=cell.points,
+    )
+
+
+def start(
+    sweep: Sweep,
+    *,
+    jobs: int | None = None,
+    slurm: Mapping[str, str] | None = None,
+    tell: Tell = lambda cell, news: None,
+    finished: Callable[[], object] = lambda: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Do all cells that are not done, `jobs` at once; a failed one does not stop the rest.
+
+    Raises UserError before anything runs: for a changed recipe, a missing target, missing submitit.
+    """
+    jobs = (os.cpu_count() or 1) if jobs is None else jobs
+    if jobs < 1:
+        raise UserError(f"--jobs {jobs}: at least 1")
+    todo = [cell for cell in sweep.cells if state(cell) in ("open", "stopped")]
+    executor = _executor(sweep.out / "logs", slurm)
+    for goal, data_dir in {(cell.target.name): (cell.target, cell.data_dir) for cell in todo}.values():
+        prepare(goal, data_dir)
+    for cell in todo:
+        state(cell)  # now that its target is there
+    running: dict[str, Any] = {}
+    failed: dict[str, Path] = {}
+    queue = list(todo)
+    while queue or running:
+        if stop():
+            for job in running.values():
+                job.cancel(check=False)
+            return Outcome(failed, True)
+        while queue and len(running) < jobs:
+            cell = queue.pop(0)
+            running[cell.name] = executor.submit(work, asdict(cell))
+            tell(cell.name, "begun")
+        for name, job in list(running.items()):
+            if not job.done():
+                continue
+            del running[name]
+            reason = _reason(job)
+            if reason is None:
+                tell(name, "done")
+            else:
+                failed[name] = Path(str(job.paths.stderr))
+                tell(name, f"failed: {reason}")
+            finished()
+        time.sleep(0.2)
+    return Outcome(failed, False)
+
+
+def _reason(job: Any) -> str | None:
+    """Return why a job failed, in a line, or None if it did not."""
+    try:
+        job.result()
+    except Stopped as stopped:
+        return str(stopped)
+    except Exception as error:  # whatever a worker raised, or its death
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return lines[-1] if lines else type(error).__name__
+    return None
+
+
+def _executor(logs: Path, slurm: Mapping[str, str] | None) -> Any:
+    try:
+        import submitit
+    except ImportError as error:
+        raise UserError("'sweep' needs: pip install 'dualstudent[sweep]'") from error
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {logs}: {error.strerror}") from error
+    executor = submitit.AutoExecutor(str(logs), cluster="local" if slurm is None else "slurm")
+    executor.update_parameters(timeout_min=FOREVER)
+    for key, text in (slurm or {}).items():
+        value: str | int = int(text) if text.isdigit() else text
+        with _one_line(key):
+            executor.update_parameters(**{key if key in SHARED else f"slurm_{key}": value})
+    return executor
+
+
+@contextlib.contextmanager
+def _one_line(key: str) -> Any:
+    try:
+        yield
+    except Exception as error:  # submitit names what it does not know in many ways
+        raise UserError(f"--slurm {key}: {str(error).splitlines()[0]}") from error
+
+
+def parse_slurm(text: str) -> dict[str, str]:
+    """Return the parameters of partition=gpu,timeout_min=600. Raises UserError."""
+    found = {}
+    for part in text.split(","):
+        key, equals, value = part.partition("=")
+        if not (equals and key.strip() and value.strip()):
+            raise UserError(
+                f"--slurm '{text}': write key=value,key=value, as in partition=gpu,timeout_min=600"
+            )
+        found[key.strip()] = value.strip()
+    return found

@@ -1,0 +1,325 @@
+"""Many runs from one file: what it says, what is done, what failed, what it comes to."""
+
+import csv
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dualstudent as ds
+from dualstudent import sweep as sweeps
+from dualstudent.cli import main
+from dualstudent.errors import Stopped, UserError
+from dualstudent.sweep import work as working
+from dualstudent.sweep.summary import over_seeds
+from dualstudent.sweep.work import parse_slurm, work
+
+SPEC = """
+name = "a_test"
+out = "out"
+labels = ["soft", "hard"]
+seeds = [0, 1]
+budgets = [40, "0.06k"]
+points = 2
+
+[[targets]]
+name = "digits"
+path = "{target}"
+
+[[methods]]
+name = "narrow"
+method = "dual-student"
+preset = "small"
+options = {{ batch = 8, width = 4, noise-size = 8, drops = [0.5] }}
+
+[[methods]]
+name = "one seed"
+method = "dual-student"
+options = {{ batch = 8, width = 4 }}
+seeds = [5]
+labels = ["soft"]
+budgets = [40]
+"""
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, digits_target: Path) -> Write:
+    def make(text: str = SPEC, **changes: str) -> Path:
+        text = text.format(target=digits_target)
+        for old, new in changes.items():
+            assert old in text
+            text = text.replace(old, new)
+        path = tmp_path / "spec.toml"
+        path.write_text(text)
+        return path
+
+    return make
+
+
+def test_the_cells(write: Write) -> None:
+    sweep = sweeps.read_sweep(write())
+    assert [cell.name for cell in sweep.cells if cell.row == "narrow"] == [
+        f"digits/narrow/{labels}/{budget}/seed{seed}"
+        for labels in ("soft", "hard")
+        for budget in (40, 60)
+        for seed in (0, 1)
+    ]
+    [alone] = [cell for cell in sweep.cells if cell.row == "one seed"]
+    assert (alone.seed, alone.budget, alone.labels, alone.preset) == (5, 40, "soft", "paper")
+    method = sweep.cells[0].build()
+    assert isinstance(method, ds.DualStudent)
+    assert (method.batch, method.drops, method.learn_range) == (8, (0.5,), True)
+
+
+def test_the_example_is_valid() -> None:
+    assert len(sweeps.read_sweep(Path(__file__).parent.parent / "examples" / "digits.toml").cells) == 20
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("seeds = [0, 1]", "seed = [0, 1]", "unknown key 'seed': did you mean 'seeds'"),
+        ("seeds = [0, 1]", 'seeds = ["a"]', "no whole number"),
+        ("seeds = [0, 1]", "seeds = 3", "seeds: a list is needed"),
+        ('"0.06k"', '"many"', "no number of queries"),
+        ('"soft", "hard"', '"sotf"', "did you mean 'soft'"),
+        ("batch = 8, width = 4, noise", "bach = 8, width = 4, noise", "did you mean 'batch'"),
+        ("batch = 8, width = 4, noise", 'batch = "8", width = 4, noise', "a int is wanted"),
+        ("batch = 8, width = 4, noise", "batch = 1, width = 4, noise", "must be at least 2"),
+        ('preset = "small"', 'preset = "smal"', "did you mean 'small'"),
+        ('method = "dual-student"\npreset', 'method = "dual"\npreset', "unknown method 'dual'"),
+        ('name = "one seed"', 'name = "one seed"\ntargets = ["digit"]', "did you mean 'digits'"),
+        ('name = "one seed"', 'name = "narrow"\ntargets = ["digits"]\nextra = 1', "unknown key of a method"),
+        ('seeds = [5]\nlabels = ["soft"]\nbudgets = [40]', "seeds = [0, 0]", "is there twice"),
+        ("[[targets]]", "[[target]]", "unknown key 'target'"),
+        ("points = 2", "points = 'x'", "a int is wanted"),
+        ("points = 2", "points = ", "is no TOML"),
+    ],
+)
+def test_mistakes_are_one_line(
+    old: str, new: str, said: str, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(**{old: new})
+    assert main(["sweep", str(path)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert "spec.toml" in line
+
+
+def test_missing_file_and_missing_target(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "nowhere.toml"]) == 2
+    path = write()
+    path.write_text(re.sub(r'path = ".*"', 'path = "nothing"', path.read_text()))
+    assert main(["sweep", str(path)]) == 2
+    assert "nothing" in capsys.readouterr().err
+    assert main(["sweep", str(path), "--jobs", "0"]) == 2
+
+
+@pytest.mark.parametrize("text", ["partition", "partition=", "=gpu", "a=1,,b=2"])
+def test_slurm_parameters_that_are_none(text: str) -> None:
+    with pytest.raises(UserError, match="write key=value"):
+        parse_slurm(text)
+
+
+def test_slurm_parameters_reach_submitit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import submitit
+
+    given: dict[str, Any] = {}
+
+    class Auto:
+        def __init__(self, folder: str, cluster: str) -> None:
+            given["cluster"] = cluster
+
+        def update_parameters(self, **parameters: Any) -> None:
+            if "slurm_typo" in parameters:
+                raise NameError("no such parameter\nand more")
+            given.update(parameters)
+
+    monkeypatch.setattr(submitit, "AutoExecutor", Auto)
+    working._executor(tmp_path, parse_slurm("partition=gpu, timeout_min=600"))
+    assert given == {"cluster": "slurm", "timeout_min": 600, "slurm_partition": "gpu"}
+    with pytest.raises(UserError, match="--slurm typo: no such parameter"):
+        working._executor(tmp_path, {"typo": "1"})
+
+
+class Job:
+    """A job done at once, in this process; fails where it is told to."""
+
+    def __init__(self, values: dict[str, Any], log: Path, fail: str) -> None:
+        self.error: Exception | None = None
+        self.paths = type("Paths", (), {"stderr": log})
+        self.polls = 0
+        try:
+            if fail and fail in values["path"]:
+                raise UserError("the target is gone")
+            work(values)
+        except Exception as error:
+            self.error = error
+
+    def done(self) -> bool:
+        self.polls += 1
+        return self.polls > 2
+
+    def result(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def cancel(self, check: bool) -> None:
+        pass
+
+
+class Executor:
+    """Counts how many jobs are unfinished at once."""
+
+    def __init__(self, folder: Path, fail: str = "") -> None:
+        self.folder, self.fail = folder, fail
+        self.jobs: list[Job] = []
+        self.most = 0
+
+    def submit(self, function: Any, values: dict[str, Any]) -> Job:
+        assert function is work
+        json.dumps(values)  # plain values only: a worker may be on another machine
+        self.jobs.append(Job(values, self.folder / "log.err", self.fail))
+        self.most = max(self.most, sum(job.polls <= 2 for job in self.jobs))
+        return self.jobs[-1]
+
+
+@pytest.fixture
+def at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Executor:
+    executor = Executor(tmp_path)
+    monkeypatch.setattr(working, "_executor", lambda logs, slurm: executor)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    return executor
+
+
+def test_failed_cells_are_listed_and_the_rest_is_done(
+    write: Write, at_once: Executor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, at_once.fail = write(), "soft/60/seed1"
+    assert main(["sweep", str(path), "--jobs", "2"]) == 1
+    said = capsys.readouterr()
+    assert "failed: digits/narrow/soft/60/seed1: see" in said.err
+    assert "log.err" in said.err
+    assert "the target is gone" in said.err
+    assert at_once.most == 2
+    assert len(at_once.jobs) == 9
+    out = path.parent / "out"
+    lines = (out / "summary.csv").read_text().splitlines()
+    summary = {tuple(row[:4]): row for row in csv.reader(lines)}
+    assert summary["digits", "narrow", "soft", "60"][4] == "1"
+    assert "1 of 2 missing" in summary["digits", "narrow", "soft", "60"][-1]
+
+    at_once.jobs.clear()
+    at_once.fail = ""
+    assert main(["sweep", str(path), "--jobs", "2"]) == 0
+    assert len(at_once.jobs) == 1, "finished cells are skipped"
+    check_summary(sweeps.read_sweep(path))
+
+
+def check_summary(sweep: sweeps.Sweep) -> None:
+    """The three files say what the results say."""
+    lines = list(csv.DictReader((sweep.out / "summary.csv").read_text().splitlines()))
+    markdown, latex = ((sweep.out / f"summary.{kind}").read_text() for kind in ("md", "tex"))
+    assert len(lines) == 5
+    for line in lines:
+        members = [
+            json.loads((Path(cell.path) / "result.json").read_text())
+            for cell in sweep.cells
+            if (cell.row, cell.labels, str(cell.budget)) == (line["method"], line["labels"], line["budget"])
+        ]
+        values = [member["agreement"] for member in members]
+        assert int(line["n"]) == len(values)
+        assert line["spent"] == line["budget"]
+        mean = sum(values) / len(values)
+        assert float(line["agreement_mean"]) == pytest.approx(mean)
+        text = f"{100 * mean:.1f}"
+        if len(values) == 2:  # Student's t for one degree of freedom: 12.706
+            half = 12.7062 * abs(values[0] - values[1]) / 2
+            assert float(line["agreement_half_ci95"]) == pytest.approx(half, rel=1e-4, abs=1e-12)
+            text += f" ± {100 * half:.1f}"
+        else:
+            assert line["agreement_half_ci95"] == ""
+        assert text in markdown
+        assert text.replace("±", r"$\pm$") in latex
+
+
+def test_over_seeds() -> None:
+    three = over_seeds([0.5, 0.6, 0.7])
+    assert three is not None
+    assert three.mean == pytest.approx(0.6)
+    assert three.half == pytest.approx(4.30265 * 0.1 / math.sqrt(3), rel=1e-4)
+    one = over_seeds([0.25])
+    assert one is not None
+    assert (one.half, str(one)) == (None, "25.0")
+    assert over_seeds([]) is None
+
+
+def test_a_stopped_cell_goes_on_and_a_changed_one_is_refused(write: Write, at_once: Executor) -> None:
+    path = write(**{"[40": "[400"})
+    cell = sweeps.read_sweep(path).cells[0]
+    asked: list[int] = []
+
+    def stop() -> bool:
+        asked.append(1)
+        return len(asked) == 3
+
+    with pytest.raises(Stopped):
+        ds.extract(
+            cell.build(), ds.open_target(cell.target.path), queries=400, out=cell.path, points=2, stop=stop
+        )
+    assert sweeps.state(cell) == "stopped"
+    sweeps.start(sweeps.read_sweep(path))
+    assert sweeps.state(cell) == "done"
+    assert json.loads((Path(cell.path) / "result.json").read_text())["timing"]["sessions"] == 2
+
+    jobs = len(at_once.jobs)
+    changed = sweeps.read_sweep(
+        write(**{"[40": "[400", "batch = 8, width = 4, noise": "batch = 16, width = 4, noise"})
+    )
+    with pytest.raises(UserError, match="was run with another recipe"):
+        sweeps.start(changed)
+    assert len(at_once.jobs) == jobs
+
+
+def test_what_a_method_cannot_do_is_no_failure(
+    write: Write, at_once: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ds.DualStudent, "needs", ds.Access.PROBS)
+    sweep = sweeps.read_sweep(write())
+    assert {sweeps.state(cell) for cell in sweep.cells if cell.labels == "hard"} == {"n/a"}
+    assert sweeps.start(sweep).failed == {}
+    assert {row.state for row in sweeps.rows(sweep) if row.labels == "hard"} == {"n/a"}
+    assert "n/a" in (sweeps.write_summary(sweep) and (sweep.out / "summary.md").read_text())
+
+
+def test_dry_run_starts_nothing(write: Write, at_once: Executor, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", str(write()), "--dry-run"]) == 0
+    assert "9 open" in capsys.readouterr().out
+    assert at_once.jobs == []
+
+
+def test_stopped_on_request(write: Write, at_once: Executor) -> None:
+    outcome = sweeps.start(sweeps.read_sweep(write()), jobs=1, stop=lambda: len(at_once.jobs) == 1)
+    assert outcome.stopped
+    assert len(at_once.jobs) == 1
+
+
+@pytest.mark.slow
+def test_targets_are_trained_once_and_real_jobs_run(tmp_path: Path) -> None:
+    """Through submitit itself, in processes of their own."""
+    spec = tmp_path / "real.toml"
+    spec.write_text(
+        'seeds = [0, 1]\nbudgets = [24]\npoints = 1\n[[targets]]\nname = "own"\ndata = "digits"\n'
+        'arch = "digits-cnn"\nepochs = 1\n[[methods]]\nmethod = "dual-student"\n'
+        "options = { batch = 8, width = 4 }\n"
+    )
+    assert main(["sweep", str(spec)]) == 0
+    out = tmp_path / "runs" / "sweeps" / "real"
+    assert (out / "targets" / "own" / "target.json").is_file()
+    assert "| own | dual-student | soft | 24 | 2 | 24 |" in (out / "summary.md").read_text()
+    assert any((out / "logs").iterdir())
