@@ -34,6 +34,7 @@ def raises(): return Wrong(lambda x: x.nonsense())
 def shape(): return nn.Sequential(nn.Flatten(), nn.Linear(3, 4), nn.Softmax(1))
 def labels(): return Wrong(lambda x: torch.zeros(len(x), dtype=torch.long))
 def nothing(): return 42
+def broken(*shape): raise RuntimeError("no weights here")
 def good(): return Wrong(lambda x: uniform(len(x)))
 """
 OURS = "--target {target} --queries 100 --out {out} --batch 8 --width 4"
@@ -79,6 +80,12 @@ CASES = {
         f"extract dual-student --target torch:badmodels:nothing {OWN}",
         "not a torch.nn.Module",
     ),
+    "factory raises": (f"extract dual-student --target torch:badmodels:broken {OWN}", "no weights here"),
+    "student factory raises": (
+        f"extract dual-student {OURS} --student torch:badmodels:broken",
+        "badmodels:broken failed: RuntimeError: no weights here",
+    ),
+    "start inside out": (f"extract dual-student {OURS} --start {{out}}/student", "choose another --out"),
     "no shape": ("extract dual-student --target torch:badmodels:good --queries 9 --out {out}", "--shape"),
     "logits": (f"extract dual-student --target torch:badmodels:logits {OWN}", "--output logits"),
     "NaN": (f"extract dual-student --target torch:badmodels:nan {OWN}", "NaN"),

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import dualstudent as ds
 from dualstudent.ledger import Account
+from dualstudent.targets import Training
 from dualstudent.targets.module import check_output
 
 LABEL = ds.Access.LABEL
@@ -176,3 +178,18 @@ class TestOutput:
     def test_an_unknown_kind_is_refused(self) -> None:
         with pytest.raises(ds.UserError, match="--output softmax: one of probabilities, logits, labels"):
             check_output("softmax")
+
+
+def test_an_older_target_is_kept_until_the_new_one_is_trained(tmp_path: Path) -> None:
+    ds.train_target("digits", "digits-cnn", tmp_path / "t", training=Training(epochs=1))
+    before = (tmp_path / "t" / "target.json").read_bytes()
+
+    def interrupt(done: int, total: int, text: str) -> None:
+        raise KeyboardInterrupt
+
+    again: dict[str, Any] = {"training": Training(epochs=1), "overwrite": True, "seed": 1}
+    with pytest.raises(KeyboardInterrupt):
+        ds.train_target("digits", "digits-cnn", tmp_path / "t", progress=interrupt, **again)
+    assert (tmp_path / "t" / "target.json").read_bytes() == before
+    ds.train_target("digits", "digits-cnn", tmp_path / "t", **again)
+    assert (tmp_path / "t" / "target.json").read_bytes() != before

@@ -12,7 +12,7 @@ figures = {
     "target_accuracy": spread([read(run / "target" / "target.json")["test_accuracy"] for run in RUNS]),
     "seconds": spread([float((run / "seconds").read_text()) for run in RUNS]),
 }
-for name in ("soft", "hard", "paper-soft", "paper-hard"):
+for name in ("soft", "hard"):
     results = [read(run / name / "result.json") for run in RUNS]
     figures[name] = {  # type: ignore[assignment]
         "budget": results[0]["budget"],

@@ -31,3 +31,15 @@ def load_object(reference: str) -> Any:
 def installed(group: str) -> dict[str, Any]:
     """Return what other packages registered under an entry-point group, by name."""
     return {point.name: point.load() for point in entry_points(group=group)}
+
+
+def call_factory(reference: str, *arguments: Any) -> Any:
+    """Call a user's package.module:factory. Raises UserError, in one line, for whatever it raises."""
+    factory = load_object(reference)
+    try:
+        return factory(*arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{reference} failed: {type(error).__name__}: {reason}") from error

@@ -81,6 +81,9 @@ def extract(
     if data is not None:
         fitting(data, asked.spec)
     run, first = RunFolder(out), parallel.rank() == 0
+    start = getattr(method, "start", None)
+    if start is not None and Path(start).absolute().is_relative_to(run.path.absolute()):
+        raise UserError(f"--start {start} lies in --out {out}, which would be replaced: choose another --out")
     if first:
         folders.vacant(run.path, overwrite)
     method.init(asked.spec)  # a bad architecture or shape ends here, before anything is written

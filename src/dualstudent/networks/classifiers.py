@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dualstudent.errors import UserError, unknown
 from dualstudent.networks.winograd import WideConv
-from dualstudent.plugins import load_object
+from dualstudent.plugins import call_factory
 
 Shape = tuple[int, int, int]
 
@@ -128,7 +128,7 @@ def classifier(name: str, shape: Shape, classes: int) -> nn.Module:
     if name == "auto":
         name = smallest(shape)
     if name.startswith("torch:"):
-        module = load_object(name.removeprefix("torch:"))(shape, classes)
+        module = call_factory(name.removeprefix("torch:"), shape, classes)
         if not isinstance(module, nn.Module):
             raise UserError(f"student '{name}' made a {type(module).__name__}, not a torch.nn.Module")
         return module

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dualstudent.errors import UserError
-from dualstudent.plugins import load_object
+from dualstudent.plugins import call_factory
 from dualstudent.spec import Spec, Target
 from dualstudent.targets import folder
 from dualstudent.targets.check import Findings, check_target
@@ -86,7 +86,7 @@ def _with_classes(spec: Spec, options: TargetOptions) -> Spec:
 
 
 def _from_factory(kind: str, rest: str, options: TargetOptions, device: str | torch.device) -> Opened:
-    made: Any = load_object(rest)()
+    made: Any = call_factory(rest)
     reference = f"{kind}:{rest}"
     if isinstance(made, Target) and not isinstance(made, nn.Module):
         return Opened(made, reference, rest)

@@ -72,7 +72,7 @@ class CallableTarget:
 
     def __call__(self, x: Float[Tensor, "b c h w"], /) -> Float[Tensor, "rows k"]:
         """Return rows on the simplex, as many as the model gives: the oracle counts and verifies them."""
-        answer = np.asarray(_guarded(self.function, x.cpu().numpy()))
+        answer = _guarded(lambda images: np.asarray(self.function(images)), x.cpu().numpy())
         if answer.dtype.kind not in "fiub":
             raise TargetError(f"the target returned values of type {answer.dtype}: give numbers")
         tensor = torch.from_numpy(np.ascontiguousarray(answer))

@@ -63,10 +63,12 @@ def train_target(
     with torch.device(device):
         network = classifier(arch, spec.shape, len(train.classes))
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    prepare(out, overwrite)
+    vacant(out, overwrite)
     mean, std = _normalisation(train)
     epochs = _fit(network, train, (mean, std), arch, training, seed, progress)
     accuracy = _accuracy(network, test, (mean, std))
+    shutil.rmtree(out, ignore_errors=True)  # an older target is kept until the new one is trained
+    out.mkdir(parents=True)
     return files.save(
         out,
         network,
@@ -84,14 +86,13 @@ def train_target(
     )
 
 
-def prepare(out: Path, overwrite: bool) -> None:
-    """Make an empty target folder. Raises UserError where something else is in the way."""
+def vacant(out: Path, overwrite: bool) -> None:
+    """Make sure that a target can be written. Raises UserError where something is in the way."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not (out / "target.json").is_file():
             raise UserError(f"{out} exists and holds something else: choose another --out")
         if not overwrite:
             raise UserError(f"{out} holds a target: choose another --out, or say --overwrite")
-        shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
 
 
