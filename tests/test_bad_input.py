@@ -1,11 +1,13 @@
 """Bad input: one clear line on standard error, exit code 2, nothing lost."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import dualstudent as ds
@@ -35,6 +37,8 @@ def shape(): return nn.Sequential(nn.Flatten(), nn.Linear(3, 4), nn.Softmax(1))
 def labels(): return Wrong(lambda x: torch.zeros(len(x), dtype=torch.long))
 def nothing(): return 42
 def broken(*shape): raise RuntimeError("no weights here")
+def wide(shape, classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, classes + 1))
+def small(shape, classes): return nn.Sequential(nn.Flatten(), nn.Linear(9, classes))
 def good(): return Wrong(lambda x: uniform(len(x)))
 """
 OURS = "--target {target} --queries 100 --out {out} --batch 8 --width 4"
@@ -50,6 +54,9 @@ def place(digits_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     sys.modules.pop("badmodels", None)
     (tmp_path / "file").write_text("x")
     (tmp_path / "full").mkdir()
+    for kind in ("cat", "dog"):
+        (tmp_path / "pictures" / kind).mkdir(parents=True)
+        Image.new("L", (8, 8), len(kind) * 9).save(tmp_path / "pictures" / kind / "1.png")
     (tmp_path / "full" / "precious.txt").write_text("x")
     return {"target": str(digits_target), "out": str(tmp_path / "out"), "tmp": str(tmp_path)}
 
@@ -84,6 +91,43 @@ CASES = {
     "student factory raises": (
         f"extract dual-student {OURS} --student torch:badmodels:broken",
         "badmodels:broken failed: RuntimeError: no weights here",
+    ),
+    "student of another head": (
+        f"extract dual-student {OURS} --student torch:badmodels:wide",
+        "gives (2, 11) for 2 images, not logits (2, 10)",
+    ),
+    "student of another shape": (
+        f"extract dual-student {OURS} --student torch:badmodels:small",
+        "fails on images (1, 8, 8)",
+    ),
+    "infinite rate": (f"extract dual-student {OURS} --rate-soft inf", "--rate-soft inf"),
+    "diverges": (
+        f"extract dual-student {OURS} --queries 400 --rate-soft 1e30",
+        "at step 1: lower --rate-soft, --rate-hard, --generator-rate",
+    ),
+    "diverges in the last step": (
+        f"extract dual-student {OURS} --queries 40 --rate-soft 1e30",
+        "diverged: loss is nan at step 1",
+    ),
+    "drops": (f"extract dual-student {OURS} --drops 2 3", "--drops 2 3: shares"),
+    "drops below": (f"extract dual-student {OURS} --drops=-1", "--drops -1"),
+    "points": (f"extract dual-student {OURS} --points=-1", "--points -1"),
+    "snapshots": (f"extract dual-student {OURS} --snapshot-every=-1", "--snapshot-every -1"),
+    "words for a number": (f"extract dual-student {OURS} --threads x", "--threads x: give a whole number"),
+    "class count misspelt": (f"extract dual-student {OURS} --classes uknown", "a whole number or 'unknown'"),
+    "labels misspelt": (f"extract dual-student {OURS} --labels Soft", "did you mean 'soft'?"),
+    "train batch": ("target train digits --arch digits-cnn --out {out} --batch 0", "--batch 0"),
+    "train rate": ("target train digits --arch digits-cnn --out {out} --rate=-1", "--rate -1"),
+    "train shift": ("target train digits --arch digits-cnn --out {out} --shift=-2", "--shift -2"),
+    "train epochs": ("target train digits --arch digits-cnn --out {out} --epochs 0", "--epochs 0"),
+    "train momentum": ("target train digits --arch digits-cnn --out {out} --momentum 5", "--momentum 5"),
+    "train diverges": (
+        "target train digits --arch digits-cnn --out {out} --epochs 1 --rate 1e38",
+        "lower --rate",
+    ),
+    "one folder for both splits": (
+        "target train {tmp}/pictures --arch digits-cnn --out {out}",
+        "images it has not seen",
     ),
     "start inside out": (f"extract dual-student {OURS} --start {{out}}/student", "choose another --out"),
     "no shape": ("extract dual-student --target torch:badmodels:good --queries 9 --out {out}", "--shape"),
@@ -138,7 +182,8 @@ def test_one_line_and_exit_code_2(
 ) -> None:
     words, expected = CASES[case]
     code = main([word.format(**place) for word in words.split()])
-    said = [line for line in capsys.readouterr().err.splitlines() if "eval mode" not in line]
+    known = ("dualstudent: the target was in training mode", "training: ", "extracting: ")
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(known)]
     assert code == 2
     assert len(said) == 1, said
     assert said[0].startswith("dualstudent: ")
@@ -162,7 +207,16 @@ def test_another_run_is_never_overwritten_unasked(
 def test_damaged_runs(place: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     out = Path(place["out"])
     assert main(["extract", "dual-student", *OURS.format(**place).split()]) == 0
-    for name, damage in (("manifest.json", b"{"), ("result.json", b"[]"), ("attack.account", b"hello\n")):
+    answers = next((out / "answers").iterdir())
+    damages = {
+        "manifest.json": b"{",
+        "result.json": b"[]",
+        "attack.account": b"hello\n",
+        "timing.json": b'{"wall_s": "long"}',
+        "metrics.jsonl": b"nonsense\n",
+        f"answers/{answers.name}": answers.read_bytes()[:50],
+    }
+    for name, damage in damages.items():
         copy = out.with_name("copy")
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(out, copy)
@@ -172,6 +226,56 @@ def test_damaged_runs(place: dict[str, str], capsys: pytest.CaptureFixture[str])
         said = capsys.readouterr().err.splitlines()
         assert len(said) == 1
         assert name in said[0]
+        kept = json.loads((out / "manifest.json").read_text())
+        if name != "manifest.json":
+            assert json.loads((copy / "manifest.json").read_text()) == kept, (
+                "nothing is written before all is read"
+            )
+
+
+def test_a_manifest_with_a_gap(place: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    out = Path(place["out"])
+    assert main(["extract", "dual-student", *OURS.format(**place).split()]) == 0
+    values = json.loads((out / "manifest.json").read_text())
+    del values["threads"]
+    (out / "manifest.json").write_text(json.dumps(values))
+    assert main(["resume", str(out), "--queries", "200"]) == 2
+    assert "lacks threads" in capsys.readouterr().err
+
+
+def test_lost_snapshots_are_never_paid_for_again(
+    place: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(place["out"])
+    assert main(["extract", "dual-student", *OURS.format(**place).split()]) == 0
+    for path in out.glob("snapshot*.pt"):
+        path.write_bytes(path.read_bytes()[:100])
+    bill = (out / "attack.account").read_bytes()
+    for _ in range(2):
+        capsys.readouterr()
+        assert main(["resume", str(out), "--queries", "200"]) == 2
+        assert "no usable snapshot, nothing was changed" in capsys.readouterr().err
+    for path in out.glob("snapshot*.pt"):
+        path.unlink()
+    assert main(["resume", str(out), "--queries", "200"]) == 2
+    assert "100 images are paid" in capsys.readouterr().err
+    assert (out / "attack.account").read_bytes() == bill
+
+
+def test_a_fault_of_ours_is_one_line_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(args: list[str]) -> int:
+        raise KeyError("surprise")
+
+    monkeypatch.setattr("dualstudent.cli.commands.list_command", broken)
+    assert main(["list"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "a fault of this program, KeyError: 'surprise'" in said[0]
+    monkeypatch.setenv("DUALSTUDENT_TRACE", "1")
+    with pytest.raises(KeyError):
+        main(["list"])
 
 
 def test_a_target_that_changed_is_not_asked(

@@ -110,11 +110,15 @@ class TestRoundTrip:
         assert snapshots.load(fresh(), bill()) == 4
 
     def test_none_yet(self, tmp_path: Path) -> None:
-        state, account = fresh(), bill()
+        state, account = fresh(), Account("attack")
         before = values(state)
-        assert Snapshots(tmp_path / "snapshot.pt", "run 1").load(state, account) == 0
+        assert Snapshots(tmp_path / "snapshot.pt", "run 1").load(state, account) is None
         assert values(state) == before
-        assert (account.spent, account.asked_again) == (0, 5 * STEP)  # all of it will be asked again
+
+    def test_none_although_images_are_paid(self, tmp_path: Path) -> None:
+        """Beginning again in silence would pay for all of them twice."""
+        with pytest.raises(ds.UserError, match=f"{5 * STEP} images are paid"):
+            Snapshots(tmp_path / "snapshot.pt", "run 1").load(fresh(), bill())
 
     def test_what_it_counts_on_is_flushed_first(self, tmp_path: Path) -> None:
         path = tmp_path / "snapshot.pt"
@@ -196,12 +200,19 @@ class TestDamage:
             snapshots.load(fresh(), bill())
         assert str(snapshots.path) in str(caught.value)
         assert str(snapshots.previous) in str(caught.value)
+        names = sorted(file.name for file in tmp_path.iterdir())
+        assert names == ["snapshot.previous.pt", "snapshot.pt"], (
+            "nothing is set aside where nothing replaces it"
+        )
+        with pytest.raises(ds.UserError, match="no usable snapshot"):
+            snapshots.load(fresh(), bill())
 
     def test_a_damaged_one_is_not_kept_as_the_previous(self, history: History, tmp_path: Path) -> None:
         """The next save must not push the good one out."""
         snapshots = history.put(tmp_path, newest=history.second[:-5], previous=history.first)
         state, account = fresh(), bill()
         step = snapshots.load(state, account)
+        assert step is not None
         snapshots.save(step + 1, state, account)
         snapshots.path.write_bytes(b"torn again")
         is_previous(snapshots, history)
@@ -219,7 +230,7 @@ class TestDamage:
         snapshots.path.with_name("snapshot.pt.tmp").write_bytes(history.second[:keep])
         is_previous(snapshots, history)
         snapshots.path.unlink()
-        assert snapshots.load(fresh(), bill()) == 0
+        assert snapshots.load(fresh(), Account("attack")) is None
 
 
 class TestForeign:
@@ -249,6 +260,7 @@ class TestForeign:
         with pytest.raises(ds.UserError, match="another run"):
             Snapshots(tmp_path / "snapshot.pt", "run 2").load(state, bill())
         assert values(state) == before
+        assert Snapshots(tmp_path / "snapshot.pt", "run 1").load(state, bill()) == 2
 
     @pytest.mark.parametrize(
         "changes",

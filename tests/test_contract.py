@@ -17,6 +17,7 @@ from dualstudent.checkpoint import Snapshots
 from dualstudent.errors import Stopped
 from dualstudent.ledger import Account, Shown
 from dualstudent.methods import Method
+from dualstudent.oracle import Oracle
 
 ALL = [(name, preset) for name, kind in methods.registry().items() for preset in kind.presets]
 every_method = pytest.mark.parametrize(("name", "preset"), ALL)
@@ -88,8 +89,26 @@ def test_a_step_that_asks_more_than_planned_is_caught(
 
     greedy = [replace(phase, step=also(phase.step)) for phase in honest]
     monkeypatch.setattr(engine, "plan", lambda *_: greedy)
-    with pytest.raises((RuntimeError, ds.Overdraft)):
-        spent_by(method, linear(), 80)
+    target = linear()
+    with pytest.raises(RuntimeError, match=r"asked \d+ images, plan"):  # no limit: the plan has to catch it
+        engine.run(method, target, Account("attack"), budgets=[80])
+    assert target.seen <= 1 + method.queries_per_step, "caught in the first step"
+    overdrawn = Account("attack", 80)
+    overdrawn.charge(80)
+    with pytest.raises(ds.Overdraft):
+        engine.run(method, target, overdrawn, budgets=[80])
+
+
+@every_method
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_a_plan_that_leaves_much_of_the_budget_is_refused(
+    name: str, preset: str, share: float, linear: Callable[..., Linear], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = quick(name, preset)
+    honest = type(method).phases
+    monkeypatch.setattr(type(method), "phases", lambda self, b, d=0: honest(self, int(share * b), d))
+    with pytest.raises(RuntimeError, match="plans"):
+        engine.plan(method, [80])
 
 
 @every_method
@@ -156,11 +175,6 @@ def test_a_crash_is_charged_as_asked_again(
 
 @every_method
 def test_evaluation_in_between_changes_nothing(name: str, preset: str, linear: Callable[..., Linear]) -> None:
-    def look(moment: engine.Moment[Any]) -> bool:
-        torch.rand(moment.step)
-        moment.state.clone(torch.rand(4, 1, 8, 8))
-        return False
-
     method = quick(name, preset)
     plain, _ = spent_by(method, linear(), 90)
     # a clone shares its students' modules: looking at it in train mode would move BatchNorm, so
@@ -179,22 +193,56 @@ def test_evaluation_in_between_changes_nothing(name: str, preset: str, linear: C
 
 
 @every_method
-def test_no_gradient_and_no_handle(name: str, preset: str, linear: Callable[..., Linear]) -> None:
-    """The target sees no graph, and nothing in the state leads to it."""
-    method, target = quick(name, preset), linear()
-    state, _ = spent_by(method, target, 90)
-    seen: set[int] = set()
+@every_access
+def test_no_gradient_and_no_handle(
+    name: str, preset: str, access: ds.Access, linear: Callable[..., Linear]
+) -> None:
+    """The target sees no graph although it has weights to train; no attribute of the oracle leads to it."""
+    method = quick(name, preset)
 
-    def walk(value: Any, depth: int = 0) -> None:
-        assert value is not target
-        if id(value) in seen or depth > 8:
-            return
-        seen.add(id(value))
-        for part in getattr(value, "__dict__", {}).values():
-            walk(part, depth + 1)
+    class Trainable(Linear):
+        def __call__(self, x: Tensor, /) -> Tensor:
+            assert not x.requires_grad
+            assert not torch.is_grad_enabled()
+            return super().__call__(x)
 
-    walk(state)
+    target = Trainable(linear(access=access).spec)
+    target.weight.requires_grad_()
+    account = Account("attack", 90)
+    state = engine.run(method, target, account, budgets=[90])
     assert target.weight.grad is None
+    answer = Oracle(target, Account("attack"))(torch.rand(3, 1, 8, 8))
+    assert answer.grad_fn is None
+    reachable = [state, *(getattr(Oracle(target, account), n) for n in Oracle.__slots__ if n != "_ask")]
+    assert target.weight.data_ptr() not in {t.data_ptr() for t in weights(state)}
+    for value in reachable:
+        assert not leads_to(value, target)
+
+
+def leads_to(value: Any, target: object) -> bool:
+    """Whether a target can be reached from an object through attributes and containers."""
+    seen: set[int] = set()
+    rest = [value]
+    while rest:
+        one = rest.pop()
+        if one is target:
+            return True
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, dict):
+            rest += [*one.keys(), *one.values()]
+        elif isinstance(one, (list, tuple, set)):
+            rest += list(one)
+        elif not isinstance(one, (Tensor, type, str, bytes, int, float)):
+            rest += list(getattr(one, "__dict__", {}).values())
+            rest += [getattr(one, name, None) for name in getattr(type(one), "__slots__", ())]
+    return False
+
+
+def test_the_search_for_a_handle_can_find_one(linear: Callable[..., Linear]) -> None:
+    target = linear()
+    assert leads_to({"a": [object(), (1, {"deep": target})]}, target)
 
 
 @every_method

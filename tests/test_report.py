@@ -326,11 +326,11 @@ def test_damaged_runs_end_in_one_clear_line(
 ) -> None:
     run = make_run(tmp_path / "demo")
     spoil(run)
-    (tmp_path / "out").write_text("an old page")
+    (tmp_path / "out").write_text("<!doctype html>an old page")
     with pytest.raises(UserError, match=re.escape(words)) as caught:
         write([run], tmp_path / "out")
     assert "\n" not in str(caught.value)
-    assert (tmp_path / "out").read_text() == "an old page"
+    assert (tmp_path / "out").read_text() == "<!doctype html>an old page"
 
 
 @pytest.mark.parametrize("write", [render, curves_png])
@@ -346,4 +346,8 @@ def test_no_run_or_no_place_to_write(write: Callable[..., None], tmp_path: Path)
         write([run], tmp_path)
     with pytest.raises(UserError, match=r"cannot write .*: Not a directory"):
         write([run], run / "manifest.json/out.html")
+    before = (run / "result.json").read_bytes()
+    with pytest.raises(UserError, match="exists and is no"):
+        write([run], run / "result.json")
+    assert (run / "result.json").read_bytes() == before
     assert not list(tmp_path.rglob("*.tmp"))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from dualstudent.errors import UserError
+from dualstudent.files import why
 from dualstudent.ledger import Account
 from dualstudent.methods import State
 
@@ -60,35 +61,38 @@ class Snapshots:
                 self.path.replace(self.previous)
             temporary.replace(self.path)
         except (OSError, RuntimeError) as error:
-            raise UserError(f"cannot write the snapshot {self.path}: {error}") from error
+            raise UserError(f"cannot write the snapshot {self.path}: {why(error)}") from error
         took = time.monotonic() - start
         self._next = time.monotonic() + max(self.seconds, 20 * took if self.seconds else 0)
 
-    def load(self, state: State, account: Account) -> int:
-        """Restore state and account and return the step, 0 if there is no snapshot.
+    def load(self, state: State, account: Account) -> int | None:
+        """Restore state and account and return the step; None for a run that has not begun.
 
-        A damaged or foreign one is reported, set aside, and the previous one used; with none left
-        that fits, raises UserError.
+        A damaged or foreign one is reported and the previous one used; only then is it set aside.
+        Raises UserError where none fits, or where there is none and the account has paid already.
         """
-        problems = []
-        for path in (self.path, self.previous):
-            if not path.exists():
-                continue
+        found = [path for path in (self.path, self.previous) if path.exists()]
+        problems: list[str] = []
+        for path in found:
             try:
                 values = self._read(path)
                 _restore(state, values["state"], path)
                 account.rewind(values["spent"])
             except UserError as error:
                 problems.append(str(error))
-                path.replace(path.with_name(path.name + ".damaged"))
                 continue
-            for problem in problems:
+            for problem, broken in zip(problems, found, strict=False):
                 log.warning("%s; going on from the previous one, %s", problem, path.name)
+                broken.replace(broken.with_name(broken.name + ".damaged"))
             return int(values["step"])
         if problems:
-            raise UserError("no usable snapshot: " + "; ".join(problems))
-        account.rewind(0)  # what was asked before the first snapshot will be asked again
-        return 0
+            raise UserError("no usable snapshot, nothing was changed: " + "; ".join(problems))
+        if account.asked:
+            raise UserError(
+                f"{self.path} is missing, and {account.asked} images are paid: put it back,"
+                " or begin anew with 'extract … --overwrite'"
+            )
+        return None
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
@@ -98,8 +102,9 @@ class Snapshots:
                 raise UserError(f"{path} is damaged at {damaged}")
             values = torch.load(path, map_location="cpu", weights_only=True)
         except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{path} is truncated or no snapshot ({reason})") from error
+            if isinstance(error, OSError) and error.errno is not None:
+                raise UserError(f"cannot read {path}: {error.strerror}") from error
+            raise UserError(f"{path} is truncated or no snapshot ({why(error)})") from error
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise UserError(f"{path} is no snapshot of this program")
         if values["identity"] != self.identity:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dualstudent.data import load_data
-from dualstudent.errors import UserError
+from dualstudent.errors import Stopped, UserError
 from dualstudent.experiment import Run, extract
 from dualstudent.methods import DualStudent
 from dualstudent.report import render
@@ -31,7 +31,7 @@ def demo(
     The copies are made side by side, in a process of one thread each: networks this small are
     slower with two. Raises UserError.
     """
-    places = [out / name for name in ("target", *COPIES)]
+    places = [out / name for name in ("target", *COPIES, "report.html")]
     if not overwrite and any(place.exists() for place in places):
         raise UserError(f"{out} holds an earlier demo: choose another --out, or say --overwrite")
     torch.set_num_threads(1)
@@ -81,6 +81,7 @@ def copy_all(out: Path, seed: int, queries: int, update: Update) -> None:
 def _copy(out: Path, name: str, seed: int, queries: int, news: Any) -> None:
     """Make one copy; tells how far it is, at most five times a second."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+    parent = multiprocessing.parent_process()
     torch.set_num_threads(1)
     said = 0.0
 
@@ -104,8 +105,11 @@ def _copy(out: Path, name: str, seed: int, queries: int, news: Any) -> None:
             device="cpu",
             overwrite=True,
             progress=progress,
+            stop=lambda: parent is not None and not parent.is_alive(),
             command=["dualstudent", "demo", "--out", str(out), "--seed", str(seed)],
         )
         news.put((name, queries, "done", None))
     except UserError as error:
         news.put((name, 0, "", f"copy '{name}': {error}"))
+    except Stopped:  # nobody is left to be told
+        news.cancel_join_thread()

@@ -13,7 +13,7 @@ from dualstudent.ledger import Account, Shown
 from dualstudent.methods import Method, Metrics, Phase, State
 from dualstudent.methods.base import modules, pace
 from dualstudent.numerics import AUTO, Numerics
-from dualstudent.oracle import Oracle
+from dualstudent.oracle import Exchange, Oracle
 from dualstudent.spec import Spec, Target
 
 S = TypeVar("S", bound=State)
@@ -29,6 +29,7 @@ class Moment(Generic[S]):
     spent: int
     state: S
     metrics: Metrics
+    asked: Sequence[Exchange] = ()  # what this rank's oracle was shown in the step, and answered
 
 
 Watch = Callable[[Moment[Any]], bool]  # returns whether to stop here
@@ -54,7 +55,7 @@ def plan(method: Method[S], budgets: Sequence[int]) -> list[Phase[S]]:
             raise UserError(f"a budget of {budget} queries: it must be more than the {done} planned before")
         leg = method.phases(budget, done)
         cost = sum(phase.steps * phase.cost for phase in leg)
-        if cost > budget - done:
+        if not 0 <= budget - done - cost <= method.remainder:
             raise RuntimeError(f"{method.name} plans {cost} images for a budget of {budget - done}")
         phases += leg
         done += cost
@@ -83,13 +84,14 @@ def run(
     snapshots: Snapshots | None = None,
     numerics: Numerics = AUTO,
     watch: Watch = lambda moment: False,
-    resumed: Callable[[int], None] = lambda step: None,
+    resumed: Callable[[int, Any], None] = lambda step, state: None,
 ) -> S:
     """Extract a target and return the final state.
 
-    Starts from the snapshot if there is one (`resumed` is told its step); saves one when due, when
-    `watch` wants to stop (raising Stopped), and at the end. Raises UserError before the first query
-    where method, target and budget do not fit, TargetError and Overdraft as the oracle does.
+    Starts from the snapshot if there is one, and tells `resumed` step and state; saves one before the
+    first query, when due, when `watch` wants to stop (raising Stopped), and at the end. Raises
+    UserError before the first query where method, target and budget do not fit, TargetError,
+    Diverged and Overdraft as the oracle does.
     """
     spec = target.spec
     check(method, spec)
@@ -101,13 +103,14 @@ def run(
         module.compile()
     if parallel.rank() > 0:
         parallel.meet()  # the first rank sets a damaged snapshot aside
-    first = snapshots.load(state, account) if snapshots is not None else 0
+    first = _restored(snapshots, state, account)
     if parallel.rank() == 0:
         parallel.meet()
-    resumed(first)
+    resumed(first, state)
     if shown is not None:
         shown.rewind(account.spent)
-    oracle = Oracle(target, account, shown)
+    asked: list[Exchange] = []
+    oracle = Oracle(target, account, shown, asked)
     total = sum(phase.steps for phase in phases)
     step = 0
     for phase in phases:
@@ -118,15 +121,26 @@ def run(
             parallel.seed_step(seed, step, parallel.rank())
             pace(state, phase.schedule(i / phase.steps))
             before = account.spent
+            asked.clear()
             with numerics.casting(device):
                 metrics = phase.step(state, oracle)
             if account.spent - before != phase.cost:
                 raise RuntimeError(f"step {step} asked {account.spent - before} images, plan: {phase.cost}")
             parallel.average([b for m in modules(state) for b in m.buffers() if b.is_floating_point()])
-            stop = parallel.total(watch(Moment(step, total, account.spent, state, metrics))) > 0
+            stop = parallel.total(watch(Moment(step, total, account.spent, state, metrics, asked))) > 0
             mine = snapshots if parallel.rank() == 0 else None  # the state is the same on all ranks
             if mine is not None and (stop or mine.due or step == total):
                 mine.save(step, state, account)
             if stop and step < total:
                 raise Stopped(f"stopped after {account.spent} queries")
     return state
+
+
+def _restored(snapshots: Snapshots | None, state: State, account: Account) -> int:
+    """Return the step that a state was restored to; a run that has not begun gets its first snapshot."""
+    if snapshots is None:
+        return 0
+    step = snapshots.load(state, account)
+    if step is None and parallel.rank() == 0:
+        snapshots.save(0, state, account)
+    return step or 0

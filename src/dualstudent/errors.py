@@ -16,6 +16,10 @@ class Overdraft(UserError):
     """A request would go over the limit of its account; nothing was asked."""
 
 
+class Diverged(UserError):
+    """Numbers of the run are no longer finite: its learning rates are too high."""
+
+
 class Stopped(Exception):
     """The run was stopped on request; its snapshot is saved and it can be resumed."""
 

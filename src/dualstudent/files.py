@@ -1,20 +1,50 @@
-"""JSON files that are whole or not there, with one clear line where they cannot be had."""
+"""Files that are whole or not there, with one clear line where they cannot be had."""
 
 import json
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from dualstudent.errors import UserError
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write a JSON file that is either whole or not there. Raises UserError."""
+    try:
+        text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise UserError(f"cannot write {path}: a figure is not finite; did the students diverge?") from error
+    write_text(path, text + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that is either whole or not there. Raises UserError."""
+    write_whole(path, text.encode(errors="replace"))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is either whole or not there. Raises UserError."""
+    if not path.name or path.is_dir():
+        raise UserError(f"cannot write {path}: it is a directory; give the name of a file")
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
         raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def yielding(path: Path, head: bytes, what: str) -> None:
+    """Raise UserError where a file is in the way that is not of the kind that begins with `head`."""
+    if path.is_file() and not path.read_bytes()[:200].lstrip().lower().startswith(head.lower()):
+        raise UserError(f"{path} exists and is no {what}: choose another name")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -28,3 +58,33 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no JSON object")
     return values
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file that is either whole or not there. Raises UserError."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise UserError(f"cannot write {path}: {why(error)}") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file. Raises UserError where there is none, or a damaged one."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read {path}: {why(error)}") from error
+
+
+def why(error: BaseException) -> str:
+    """Return the plainest reason in one line: the operating system's, if it lies behind an error."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, OSError) and behind.strerror:
+            return behind.strerror
+        behind = behind.__cause__ or behind.__context__
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

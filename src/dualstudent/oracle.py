@@ -5,10 +5,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dualstudent import parallel
-from dualstudent.errors import TargetError
+from dualstudent.errors import Diverged, TargetError
 from dualstudent.ledger import Account, Shown
 from dualstudent.spec import Access, Spec, Target
 
+Exchange = tuple[Tensor, Tensor]  # images as the target saw them, and its answers
 SUM_TOLERANCE = 1e-3  # how far the sum of a row of probabilities may be from one
 
 
@@ -16,12 +17,19 @@ class Oracle:
     """What a method may ask. Charges the account before it asks; no attribute leads to the target.
 
     Images are detached and rounded to `spec.levels`, answers are computed without a graph and
-    verified. Raises Overdraft before asking, TargetError on an answer that is no answer.
+    verified; `asked`, where given, gets each exchange. Raises Overdraft and Diverged before asking,
+    TargetError on an answer that is no answer.
     """
 
     __slots__ = ("_ask", "spec")
 
-    def __init__(self, target: Target, account: Account, shown: Shown | None = None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        account: Account,
+        shown: Shown | None = None,
+        asked: list[Exchange] | None = None,
+    ) -> None:
         spec = target.spec
 
         def ask(x: Tensor) -> Tensor:
@@ -35,6 +43,8 @@ class Oracle:
             answer = checked(answer, len(x), spec).to(x.dtype, copy=True)
             if shown is not None:
                 shown.add(x, answer)
+            if asked is not None:
+                asked.append((x, answer))
             return answer
 
         self._ask = ask
@@ -52,6 +62,8 @@ def _check_images(x: Tensor, spec: Spec) -> None:
     slack = 1e-4 * (high - low)
     smallest, largest = torch.aminmax(x)
     if not ((smallest >= low - slack) & (largest <= high + slack)):  # NaN fails too; one wait for a GPU
+        if not torch.isfinite(smallest + largest):
+            raise Diverged("the images to be asked are not finite: students or generator diverged")
         raise TargetError(
             f"images in [{smallest:.3g}, {largest:.3g}] for a target that takes [{low:g}, {high:g}]"
         )

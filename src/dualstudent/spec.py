@@ -119,5 +119,5 @@ def parse_count(text: str) -> int:
     if value != int(value):
         raise UserError(f"'{text}' is no whole number of queries")
     if value < 2:
-        raise UserError(f"--queries {text}: at least 2 are needed")
+        raise UserError(f"{text} queries: at least 2 are needed")
     return int(value)

@@ -1,9 +1,13 @@
 """The command line: one clear line and exit code 2 for a user's mistake, never a stack trace."""
 
+import contextlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
+from typing import Any
 
 from dualstudent.errors import Stopped, UserError, unknown
 from dualstudent.machine import keep_memory
@@ -24,12 +28,14 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 for bad input, 130 if stopped on request."""
+    """Run one command and return its exit code: 0, 1 for a fault of ours, 2 for bad input, 130 if stopped."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads
     keep_memory()
     args = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="dualstudent: %(message)s", level=logging.WARNING)
     logging.getLogger("dualstudent").setLevel(logging.INFO)
+    before = signal.getsignal(signal.SIGTERM)
+    _on_sigterm(_interrupt)
     try:
         return _dispatch(args)
     except UserError as error:
@@ -46,6 +52,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or error}")
+    except Exception as error:
+        if os.environ.get("DUALSTUDENT_TRACE"):
+            raise
+        _complain(
+            f"a fault of this program, {type(error).__name__}: {error}; DUALSTUDENT_TRACE=1 shows where"
+        )
+        return 1
+    finally:
+        _on_sigterm(before)
+
+
+def _on_sigterm(handler: Any) -> None:
+    with contextlib.suppress(ValueError):  # not the main thread: the caller's business
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _complain(text: str) -> int:

@@ -1,6 +1,7 @@
 """What each command does."""
 
 import json
+import logging
 import os
 import sys
 from dataclasses import asdict, field, make_dataclass
@@ -14,11 +15,12 @@ from dualstudent import experiment, methods, parallel, targets
 from dualstudent.cli import forms
 from dualstudent.cli.parse import parse, peek
 from dualstudent.cli.show import Bars, console, note, percent, result_table, stopping
-from dualstudent.data import DATA_SETS, fetch, load_data
+from dualstudent.data import DATA_SETS, Images, fetch, load_data
 from dualstudent.errors import Stopped, UserError, unknown
 from dualstudent.ledger import Account
 from dualstudent.networks import ARCHITECTURES, work
 
+log = logging.getLogger(__name__)
 SMALL, LIGHT = 16 * 16, 10_000_000  # pixels of an image, FLOPs of a student's pass: up to these, one thread
 
 
@@ -27,7 +29,7 @@ def demo_command(args: list[str]) -> int:
     from dualstudent.demo import demo
 
     form = parse(forms.DemoForm, args, "demo", "Copy a small classifier from its answers, twice.")
-    with Bars() as bars:
+    with Bars(target="steps") as bars:
         page, results = demo(
             form.out, seed=form.seed, queries=form.queries, overwrite=form.overwrite, update=bars.update
         )
@@ -51,7 +53,7 @@ def _train(args: list[str]) -> int:
     form = parse(forms.TrainForm, args, "target train", "Train a target on a data set's train split.")
     device = experiment.choose_device(form.machine.device)
     set_threads(form.machine.threads, None)
-    with Bars("steps") as bars:
+    with Bars(training="steps") as bars:
         about = targets.train_target(
             form.dataset,
             form.arch,
@@ -129,9 +131,11 @@ def plan_command(args: list[str]) -> int:
     table.add_row("all", f"{sum(s for _, s, _ in found.phases):,}", "", f"{found.queries:,}")
     console.print(table)
     console.print(
-        f"estimated time {found.seconds:.0f} s on {device} with {torch.get_num_threads()} threads"
-        f" ({found.audit:,} images shown to time it, charged to the audit)"
+        f"estimated time {found.seconds:.0f} s on {device} with {torch.get_num_threads()} threads;"
+        " the target was not asked"
     )
+    if not found.whole:
+        console.print("the target's own time comes on top: 'dualstudent target check' measures it")
     return 0
 
 
@@ -149,8 +153,7 @@ def extract_command(args: list[str]) -> int:
     opened = targets.open_target(form.extraction.target, form.access, device=device)
     set_threads(form.machine.threads, opened.target.spec.shape, getattr(form.method, "student", "auto"))
     e, budget = form.run, form.extraction.queries
-    name = e.data or opened.data
-    data = None if name is None else load_data(name, e.split, folder=e.data_dir)
+    data = _judging(e, opened.data)
     with parallel.ranks(), Bars() as bars, stopping() as stop:
         try:
             run = experiment.extract(
@@ -180,6 +183,19 @@ def extract_command(args: list[str]) -> int:
     return 0
 
 
+def _judging(form: forms.Extracted, default: str | None) -> Images | None:
+    """Return the test images asked for; those of the target's own data set only if they are there."""
+    if form.data == "none":
+        return None
+    if form.data is not None:
+        return load_data(form.data, form.split, folder=form.data_dir)
+    try:
+        return None if default is None else load_data(default, form.split, folder=form.data_dir)
+    except UserError as error:
+        log.warning("the copy is not judged, its figures will be null: %s", error)
+        return None
+
+
 def resume_command(args: list[str]) -> int:
     """dualstudent resume."""
     form = parse(forms.ResumeForm, args, "resume", "Go on with a stopped run.")
@@ -189,6 +205,7 @@ def resume_command(args: list[str]) -> int:
             run = experiment.resume(
                 form.run,
                 queries=form.queries,
+                place=form.target,
                 progress=lambda spent, last: bars.update("extracting", spent, budget, note(last)),
                 stop=stop,
             )
@@ -201,7 +218,8 @@ def resume_command(args: list[str]) -> int:
 def evaluate_command(args: list[str]) -> int:
     """dualstudent evaluate."""
     form = parse(forms.EvaluateForm, args, "evaluate", "Judge a run's clone on test images.")
-    figures = experiment.evaluate(form.run, load_data(form.data, form.split, folder=form.data_dir))
+    data = load_data(form.data, form.split, folder=form.data_dir)
+    figures = experiment.evaluate(form.run, data, place=form.target)
     low, high = figures["agreement_ci"]
     console.print(
         f"{figures['data']} ({figures['images']:,} images): agreement {percent(figures['agreement'])}"

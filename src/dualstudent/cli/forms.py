@@ -45,7 +45,7 @@ class Extracted:
 
     out: Path  # directory of the run
     seed: int = 0  # of everything random
-    data: str | None = None  # test images; default: the data set that the target was trained on
+    data: str | None = None  # test images, or none; default: the data set that the target was trained on
     split: str = "test"  # split of them
     data_dir: Path | None = None  # folder of data sets; default: DUALSTUDENT_DATA
     overwrite: bool = False  # replace a run that is in the way
@@ -86,6 +86,7 @@ class ResumeForm:
 
     run: tyro.conf.Positional[Path]
     queries: Count | None = None  # the larger budget
+    target: str | None = None  # where the target lies now, if it has moved
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class EvaluateForm:
     data: str  # data set, or a folder of class folders
     split: str = "test"
     data_dir: Path | None = None
+    target: str | None = None  # where the target lies now, if it has moved
 
 
 @dataclass(frozen=True)

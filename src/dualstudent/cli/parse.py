@@ -51,7 +51,7 @@ def parse(form: type[T], args: Sequence[str], prog: str, description: str) -> T:
     except SystemExit as stop:
         if stop.code == 0:
             raise
-        raise _one_line(words.getvalue(), prog) from None
+        raise _one_line(words.getvalue(), args, prog) from None
 
 
 def peek(args: Sequence[str], flag: str, default: str) -> str:
@@ -64,7 +64,7 @@ def peek(args: Sequence[str], flag: str, default: str) -> str:
     return default
 
 
-def _one_line(text: str, prog: str) -> UserError:
+def _one_line(text: str, args: Sequence[str], prog: str) -> UserError:
     """Turn tyro's box into one line."""
     lines = [re.sub(r"[╭╮╰╯│─+|]|-{3,}", " ", line).strip() for line in text.splitlines()]
     lines = [line for line in lines if line]
@@ -74,9 +74,45 @@ def _one_line(text: str, prog: str) -> UserError:
             missing.append(line.split()[0])
     if missing and lines[0].startswith("Required"):
         return UserError(f"'{prog}' needs {', '.join(missing)}: see dualstudent {prog} --help")
+    choice = re.search(r"[Ii]nvalid choice '(.*?)' for argument '--(.*?)'.*?\((.*?)\)", " ".join(lines))
+    if choice is not None:
+        return unknown(choice[2], choice[1], re.findall(r"'(.*?)'", choice[3]))
+    bad = re.search(r"Error parsing --(\S+?): (.*)", " ".join(lines))
+    if bad is not None:
+        kind = re.search(r"no type matching (.*?) could", bad[2])
+        number = "FLOAT" if "to float" in bad[2] else "INT" if "for int" in bad[2] else ""
+        wanted = kind[1] if kind else number
+        said = _plain(wanted) if wanted else bad[2].partition(" Argument helptext:")[0]
+        said = "not understood" if "valid parse" in said else said
+        return UserError(f"--{bad[1]} {_given(args, bad[1])}: {said} (see dualstudent {prog} --help)")
     whole = " ".join(line for line in lines if not line.startswith(("For full helptext", "dualstudent ")))
     said = whole.partition("Argument helptext:")[0].removeprefix("Value error").removeprefix("Invalid choice")
     return UserError(f"{said.strip() or whole or 'not understood'}: see dualstudent {prog} --help")
+
+
+def _given(args: Sequence[str], flag: str) -> str:
+    """Return what was typed after an option."""
+    words: list[str] = []
+    mine = False
+    for word in args:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            mine = name.replace("_", "-") == flag
+            words = words if not mine else [value] if equals else []
+        elif mine:
+            words.append(word)
+    return " ".join(words)
+
+
+def _plain(kinds: str) -> str:
+    """Return what an option takes, from tyro's names of it."""
+    for name, text in (("{None}", ""), ("{unknown}", "or 'unknown'"), ("INT", "a whole number")):
+        kinds = kinds.replace(name, text)
+    kinds = kinds.replace("FLOAT", "a number").replace(
+        "a whole number a whole number a whole number", "three whole numbers"
+    )
+    kinds = kinds.replace("a number a number", "two numbers")
+    return "give " + " ".join(kinds.replace("{", "").replace("}", "").split())
 
 
 def _flags(form: type) -> list[str]:

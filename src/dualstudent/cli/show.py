@@ -31,14 +31,15 @@ class _Rate(ProgressColumn):
 class Bars:
     """Progress bars on a terminal, a line now and then elsewhere; on standard error."""
 
-    def __init__(self, unit: str = "queries") -> None:
+    def __init__(self, **units: str) -> None:
+        """Take the unit of each piece of work that does not count queries, by its name."""
         err = Console(stderr=True, highlight=False)
         self.live = err.is_terminal and not FOLLOWER
-        self.unit = unit
+        self.units = units
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
             _Rate(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
@@ -46,7 +47,7 @@ class Bars:
         )
         self._tasks: dict[str, Any] = {}
         self._said: dict[str, float] = {}
-        self._began: dict[str, float] = {}
+        self._began: dict[str, tuple[float, int]] = {}
 
     def __enter__(self) -> "Bars":
         if self.live:
@@ -59,17 +60,21 @@ class Bars:
 
     def update(self, name: str, done: int, total: int, note: str = "") -> None:
         """Show how far a piece of work is."""
-        now = time.monotonic()
-        began = self._began.setdefault(name, now)
+        now, unit = time.monotonic(), self.units.get(name, "queries")
+        began, first = self._began.setdefault(name, (now, done))  # what a resumed run has done is no speed
         if self.live:
             if name not in self._tasks:
-                self._tasks[name] = self._progress.add_task(name, total=total, completed=done, note=note)
+                self._tasks[name] = self._progress.add_task(
+                    name, total=total, completed=done, note=note, unit=unit
+                )
             self._progress.update(self._tasks[name], completed=done, total=total, note=note)
         elif not FOLLOWER and (done == total or now - self._said.setdefault(name, now) >= EVERY):
             self._said[name] = now
-            left = (now - began) / max(done, 1) * (total - done)
-            rate = done / max(now - began, 1e-9)
-            text = f"{name}: {done:,}/{total:,} {self.unit}, {rate:,.0f}/s, {left:.0f} s left  {note}"
+            speed = ""
+            if done > first and now > began:
+                rate = (done - first) / (now - began)
+                speed = f", {rate:,.0f}/s, {(total - done) / rate:.0f} s left"
+            text = f"{name}: {done:,}/{total:,} {unit}{speed}  {note}"
             print(text.rstrip(), file=sys.stderr, flush=True)
 
 

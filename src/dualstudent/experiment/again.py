@@ -1,37 +1,80 @@
 """What a manifest names, opened again: target, test images, method."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
+from torch import nn
 
 from dualstudent.data import Images, load_data
-from dualstudent.errors import UserError
+from dualstudent.defences import LabelOnly
+from dualstudent.errors import UserError, unknown
 from dualstudent.experiment.folder import RunFolder
 from dualstudent.methods import Method, find
-from dualstudent.spec import Target
-from dualstudent.targets import TargetOptions, open_target
+from dualstudent.spec import Access, Labels, Spec, Target
+from dualstudent.targets import Opened, TargetOptions, open_target, weights_sum
 
 
-def reopen(manifest: dict[str, Any]) -> Target:
-    """Open the target of a manifest again. Raises UserError if it is another one by now."""
+def as_opened(target: Target) -> Opened:
+    """Return a Python object as an opened target. Raises UserError for what is none."""
+    if isinstance(target, nn.Module) and target.training:
+        raise UserError("the target is in training mode, asking would change it: call .eval() on it first")
+    if not isinstance(target, Target):
+        raise UserError(f"a {type(target).__name__} is no target: it needs .spec and must be callable")
+    module = target if isinstance(target, nn.Module) else getattr(target, "module", None)
+    return Opened(
+        target, None, type(target).__name__, weights_sum(module) if isinstance(module, nn.Module) else None
+    )
+
+
+def same_target(opened: Opened, manifest: dict[str, Any]) -> None:
+    """Raise UserError if a target is another one than a run began with, as far as can be known."""
     about = manifest["target"]
-    if about["reference"] is None:
+    began, now = Spec.from_json(about["spec"]), opened.target.spec
+    if manifest["labels"] == "hard":
+        now = replace(now, access=Access.LABEL)
+    if began != now:
+        names = [f.name for f in fields(Spec) if getattr(began, f.name) != getattr(now, f.name)]
+        changed = ", ".join(f"{n} was {getattr(began, n)} and is {getattr(now, n)}" for n in names)
+        raise UserError(f"the target is not the one that the run began with: {changed}")
+    sums = (about["sha256"], opened.sha256)
+    kinds = [None if s is None else s.startswith("weights:") for s in sums]  # else of a file
+    if None not in sums and kinds[0] == kinds[1] and sums[0] != sums[1]:
+        raise UserError(f"{opened.name} holds another target than the run began with (other weights)")
+
+
+def facing(target: Target, labels: Labels) -> Target:
+    """Return the target as the attacker sees it. Raises UserError for soft labels it does not give."""
+    if labels not in get_args(Labels):
+        raise unknown("labels", labels, get_args(Labels))
+    if labels == "hard":
+        return target if target.spec.access == Access.LABEL else LabelOnly(target)
+    if target.spec.access != Access.PROBS:
+        raise UserError(
+            f"--labels soft: the target reveals {target.spec.access.name} only; use --labels hard"
+        )
+    if target.spec.classes is None:
+        raise UserError("--labels soft: an unknown number of classes needs --labels hard")
+    return target
+
+
+def reopen(manifest: dict[str, Any], place: str | None = None) -> Opened:
+    """Open the target of a manifest again, from `place` if it has moved. Raises UserError."""
+    about = manifest["target"]
+    if about["reference"] is None and place is None:
         raise UserError("the run's target was a Python object: resume it from Python and give the target")
     options = dict(about["options"] or {})
     for name in ("shape", "bounds"):
         options[name] = None if options.get(name) is None else tuple(options[name])
-    opened = open_target(about["reference"], TargetOptions(**options), device=manifest["device"])
-    if opened.sha256 != about["sha256"]:
-        raise UserError(f"{about['reference']} holds another target than the run began with")
-    return opened.target
+    return open_target(place or about["reference"], TargetOptions(**options), device=manifest["device"])
 
 
-def saved_data(manifest: dict[str, Any]) -> Images:
-    """Load the test images of a manifest again. Raises UserError if they are others by now."""
+def saved_data(manifest: dict[str, Any], data: Images | None = None) -> Images:
+    """Load the test images of a manifest again, unless given. Raises UserError if they are others."""
     about = manifest["data"]
-    data = load_data(about["name"], about["split"], folder=manifest["data_dir"])
+    if data is None:
+        data = load_data(about["name"], about["split"], folder=manifest["data_dir"])
     if data.digest() != about["sha256"]:
         raise UserError(f"{about['name']} has other images than the run began with")
     return data

@@ -4,29 +4,35 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from dualstudent import engine, parallel
 from dualstudent.checkpoint import Snapshots
 from dualstudent.data import Images
-from dualstudent.defences import LabelOnly
-from dualstudent.errors import Stopped, UserError, unknown
+from dualstudent.errors import Diverged, Stopped, UserError
 from dualstudent.evaluation import ask, fidelity, fitting, logits
 from dualstudent.experiment import folder as folders
-from dualstudent.experiment.again import choose_device, reopen, saved_data, saved_method
+from dualstudent.experiment.again import (
+    as_opened,
+    choose_device,
+    facing,
+    reopen,
+    same_target,
+    saved_data,
+    saved_method,
+)
 from dualstudent.experiment.folder import RunFolder
 from dualstudent.experiment.recorder import Progress, Recorder
 from dualstudent.experiment.result import compose
-from dualstudent.files import read_json, write_json
+from dualstudent.files import read_json, read_tensors, write_json, write_tensors
 from dualstudent.ledger import Account, Shown
 from dualstudent.methods import Method
 from dualstudent.networks import Clone, load_student, save_student
 from dualstudent.numerics import AUTO, Numerics
-from dualstudent.spec import Access, Labels, Target
+from dualstudent.spec import Labels, Target
 from dualstudent.targets import Opened, TargetOptions
 
 
@@ -72,12 +78,16 @@ def extract(
     Raises UserError on bad input, before the first query where it can be known; Stopped if `stop`
     says so (see `resume`).
     """
-    opened = target if isinstance(target, Opened) else _as_opened(target)
+    opened = target if isinstance(target, Opened) else as_opened(target)
     device = choose_device(device)
     numerics = numerics.on(device)
     asked = facing(opened.target, labels)
     engine.check(method, asked.spec)
     engine.plan(method, [queries])
+    if points < 1:
+        raise UserError(f"--points {points}: at least 1")
+    if not snapshot_every >= 0:
+        raise UserError(f"--snapshot-every {snapshot_every}: seconds, 0 or more")
     if data is not None:
         fitting(data, asked.spec)
     run, first = RunFolder(out), parallel.rank() == 0
@@ -123,12 +133,14 @@ def resume(
     *,
     queries: int | None = None,
     data: Images | None = None,
+    place: str | None = None,
     progress: Progress = lambda spent, last: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Run:
     """Go on with a stopped run; with `queries`, extend a finished one to a larger budget.
 
-    The target is opened again as the manifest says, unless given. Raises UserError, Stopped.
+    The target is opened again as the manifest says, unless given; `place` is where it lies now.
+    Nothing is written before the snapshot is read. Raises UserError, Stopped.
     """
     run = RunFolder(path)
     manifest = run.manifest()
@@ -138,8 +150,8 @@ def resume(
             f"{path} was begun with {ranks} ranks, here are {parallel.world()}, which would draw other noise:"
             f" go on with torchrun --nproc-per-node {ranks} -m dualstudent resume {path}"
         )
-    last = read_json(run.result) if run.result.exists() else {"complete": False}
-    done = last["complete"] and last["budget"] == manifest["budgets"][-1]
+    last = read_json(run.result) if run.result.exists() else {}
+    done = last.get("complete") and last.get("budget") == manifest["budgets"][-1]
     if queries is not None and queries != manifest["budgets"][-1]:
         if not done:
             raise UserError(f"{path} is not finished: resume it first, then extend it")
@@ -150,25 +162,28 @@ def resume(
         raise UserError(f"{path} is finished: give --queries M to extend it")
     method = saved_method(run, manifest)
     engine.plan(method, manifest["budgets"])
-    if target is None:
-        target = reopen(manifest)
-    if data is None and manifest["data"] is not None:
-        data = saved_data(manifest)
+    opened = reopen(manifest, place) if target is None else as_opened(target)
+    same_target(opened, manifest)
+    if manifest["data"] is not None:
+        data = saved_data(manifest, data)
     torch.set_num_threads(manifest["threads"])
     parallel.meet()  # all have read it
-    if parallel.rank() == 0:
-        write_json(run.manifest_file, manifest)
-    return _go(run, manifest, method, target, data, progress, stop)
+    return _go(run, manifest, method, opened.target, data, progress, stop)
 
 
-def evaluate(path: str | Path, data: Images, target: Target | None = None) -> dict[str, Any]:
+def evaluate(
+    path: str | Path, data: Images, target: Target | None = None, *, place: str | None = None
+) -> dict[str, Any]:
     """Judge a run's clone on other test images and add the figures to its result.json.
 
-    The target's answers are charged to the audit, once for each set of images. Raises UserError.
+    The target's answers are charged to the audit, once for each set of images. `place` is where the
+    target lies now, if not where it was. Raises UserError.
     """
     run = RunFolder(path)
-    manifest, result = run.manifest(), read_json(run.result)
-    target = target or reopen(manifest)
+    manifest, result = run.manifest(), run.outcome()
+    opened = reopen(manifest, place) if target is None else as_opened(target)
+    same_target(opened, manifest)
+    target = opened.target
     fitting(data, target.spec)
     account = Account("audit", path=run.audit)
     answers = _answers(run, target, data, account)
@@ -176,6 +191,7 @@ def evaluate(path: str | Path, data: Images, target: Target | None = None) -> di
     each = logits(clone, data, target.spec)
     figures = fidelity(each, answers, data, access=target.spec.access, ids=clone.ids)
     about = {"data": data.name, "split": data.split, "images": len(data), "sha256": data.digest()}
+    about["spent"] = result["spent"]  # an extension keeps the figures of the clone that it had
     others = [e for e in result.get("evaluations", []) if e["sha256"] != about["sha256"]]
     result["evaluations"] = [*others, about | figures]
     if result["accuracy"] is None:  # the run itself had no test images
@@ -183,21 +199,6 @@ def evaluate(path: str | Path, data: Images, target: Target | None = None) -> di
     result["bill"]["audit"] = account.asked
     write_json(run.result, result)
     return about | figures
-
-
-def facing(target: Target, labels: Labels) -> Target:
-    """Return the target as the attacker sees it. Raises UserError for soft labels it does not give."""
-    if labels not in get_args(Labels):
-        raise unknown("labels", labels, get_args(Labels))
-    if labels == "hard":
-        return target if target.spec.access == Access.LABEL else LabelOnly(target)
-    if target.spec.access != Access.PROBS:
-        raise UserError(
-            f"--labels soft: the target reveals {target.spec.access.name} only; use --labels hard"
-        )
-    if target.spec.classes is None:
-        raise UserError("--labels soft: an unknown number of classes needs --labels hard")
-    return target
 
 
 def _go(
@@ -221,20 +222,27 @@ def _go(
     data = None if data is None else data.to(device)
     answers = None if data is None else _answers(run, target, data, audit).to(device)
     board = _board(run.path) if manifest["tensorboard"] else None
+    numerics = Numerics(**manifest.get("numerics", {}))
+    phases = engine.plan(method, manifest["budgets"])
+    planned = sum(phase.steps * phase.cost for phase in phases)
     recorder = Recorder(
         run,
         asked.spec,
         data,
         answers,
         target.spec.access,
+        steps=sum(phase.steps for phase in phases),
         points=manifest["points"],
+        numerics=numerics,
         progress=progress,
         stop=stop,
         board=board,
     )
+    finished = read_json(run.result) if run.result.exists() else {}
 
-    phases = engine.plan(method, manifest["budgets"])
-    planned = sum(phase.steps * phase.cost for phase in phases)
+    def resumed(step: int, state: Any) -> None:
+        recorder.rewind(step, state)
+        write_json(run.manifest_file, manifest)  # an extension is one once all it builds on was read
 
     def flush() -> None:
         shown.flush()
@@ -249,22 +257,28 @@ def _go(
             budgets=manifest["budgets"],
             seed=manifest["seed"],
             device=device,
-            numerics=Numerics(**manifest.get("numerics", {})),
+            numerics=numerics,
             shown=shown,
             snapshots=snapshots,
             watch=recorder,
-            resumed=recorder.rewind,
+            resumed=resumed,
         )
+        figures = None if data is None else recorder.figures(state)
     except Stopped:
-        values = compose(run, manifest, attack, audit, shown, recorder, planned=planned, figures=None)
-        write_json(run.result, values)
+        if not finished.get("complete"):  # an extension that is stopped keeps the result that it had
+            values = compose(run, manifest, attack, audit, shown, recorder, planned=planned, figures=None)
+            write_json(run.result, values)
         raise
+    except Diverged as error:
+        rates = ", ".join("--" + name.replace("_", "-") for name in asdict(method) if "rate" in name)
+        raise UserError(f"{error}: lower {rates or 'the learning rates'}") from error
     finally:
         if board is not None:
             board.close()
-    figures = None if data is None else recorder.figures(state)
     save_student(run.student, state.clone, spec=asked.spec, seed=manifest["seed"])
     values = compose(run, manifest, attack, audit, shown, recorder, planned=planned, figures=figures)
+    if finished.get("evaluations"):
+        values["evaluations"] = finished["evaluations"]
     write_json(run.result, values)
     parallel.meet()
     return Run(run.path)
@@ -299,18 +313,13 @@ def _answers(run: RunFolder, target: Target, data: Images, account: Account) -> 
     """Return the target's answers on test images, asked once in the life of a run."""
     path = run.answers / f"{data.digest()[:16]}.safetensors"
     if path.exists():
-        return load_file(path)["answers"]
+        try:
+            return read_tensors(path)["answers"]
+        except (UserError, KeyError) as error:
+            raise UserError(f"{path} is damaged: delete it, and the target is asked again (audit)") from error
     answers = ask(target, data, account).cpu()
-    save_file({"answers": answers.contiguous()}, path)
+    write_tensors(path, {"answers": answers})
     return answers
-
-
-def _as_opened(target: Target) -> Opened:
-    if isinstance(target, nn.Module) and target.training:
-        raise UserError("the target is in training mode, asking would change it: call .eval() on it first")
-    if not isinstance(target, Target):
-        raise UserError(f"a {type(target).__name__} is no target: it needs .spec and must be callable")
-    return Opened(target, None, type(target).__name__)
 
 
 def _keep_start(run: RunFolder, method: Method[Any]) -> None:

@@ -1,17 +1,24 @@
 """What a run will spend and how long it will take, before the first query."""
 
+import contextlib
+import copy
 import statistics
 import time
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from dualstudent import engine, parallel
-from dualstudent.experiment.core import facing
+from dualstudent.defences import LabelOnly
+from dualstudent.errors import UserError
+from dualstudent.experiment.again import facing
 from dualstudent.ledger import Account
 from dualstudent.methods import Method
 from dualstudent.numerics import AUTO, Numerics
 from dualstudent.oracle import Oracle
-from dualstudent.spec import Labels, Target
+from dualstudent.spec import Access, Labels, Target
 
 TIMED = 3  # steps timed, after one to warm up
 
@@ -20,13 +27,41 @@ TIMED = 3  # steps timed, after one to warm up
 class Estimate:
     """The plan of a run: (name, steps, images a step) of each phase, and the expected time.
 
-    `audit` images were shown to the target to time it.
+    `whole` says whether the target's own time is in it: that of a network in this process is.
     """
 
     phases: list[tuple[str, int, int]]
     queries: int
     seconds: float
-    audit: int
+    whole: bool
+
+
+class StandIn:
+    """A target of made-up answers that takes as long as the real one, which is not asked.
+
+    The time is that of a copy of the target's network with other weights, where it has one.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.spec = target.spec
+        inner = target.inner if isinstance(target, LabelOnly) else target
+        module = inner if isinstance(inner, nn.Module) else getattr(inner, "module", None)
+        self.work: Target | None = None
+        if isinstance(module, nn.Module):
+            self.work = copy.deepcopy(inner)
+            copied = self.work if isinstance(self.work, nn.Module) else self.work.module  # type: ignore[attr-defined]
+            for weight in copied.parameters():
+                weight.data.normal_(0, 0.05)
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """Return rows of random answers."""
+        if self.work is not None:
+            with contextlib.suppress(UserError):  # what it says does not matter
+                self.work(x)
+        made = torch.rand(len(x), self.spec.classes or 10, device=x.device)
+        if self.spec.access == Access.LABEL:
+            return nn.functional.one_hot(made.argmax(1), made.shape[1]).float()
+        return made / made.sum(1, keepdim=True)
 
 
 def estimate(
@@ -38,15 +73,15 @@ def estimate(
     device: str = "cpu",
     numerics: Numerics = AUTO,
 ) -> Estimate:
-    """Plan a run and time a few of its steps on a scratch state. Raises UserError.
+    """Plan a run and time a few of its steps on a scratch state; the target is not asked.
 
-    The images that the timing shows to the target are charged to an account of their own.
+    Raises UserError.
     """
     asked = facing(target, labels)
     engine.check(method, asked.spec)
     phases = engine.plan(method, [queries])
-    account = Account("audit")
-    oracle = Oracle(asked, account)
+    stand_in = StandIn(asked)
+    oracle = Oracle(stand_in, Account("scratch"))
     numerics = numerics.on(device)
     numerics.apply(device)
     state = engine.fresh(method, asked.spec, device=device)
@@ -63,4 +98,4 @@ def estimate(
             times.append(time.perf_counter() - start)
         seconds += phase.steps * statistics.median(times[1:] or times)
     shape = [(phase.name, phase.steps, phase.cost) for phase in phases]
-    return Estimate(shape, sum(steps * cost for _, steps, cost in shape), seconds, account.asked)
+    return Estimate(shape, sum(steps * cost for _, steps, cost in shape), seconds, stand_in.work is not None)

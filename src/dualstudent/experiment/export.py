@@ -7,30 +7,38 @@ import torch
 from torch import Tensor, nn
 
 from dualstudent.errors import UserError
-from dualstudent.files import read_json
-from dualstudent.networks import load_student
-from dualstudent.spec import Spec
+from dualstudent.networks import Clone, load_student
+from dualstudent.networks.store import student_spec
 
 
 class _Probabilities(nn.Module):
-    """A clone with softmax: what a service would return."""
+    """A clone with softmax: what a service would return, a column for each of the target's classes."""
 
-    def __init__(self, clone: nn.Module) -> None:
+    place: Tensor | None
+
+    def __init__(self, clone: Clone) -> None:
         super().__init__()
         self.clone = clone
+        place = None
+        if clone.ids is not None:  # outputs are in order of first appearance
+            seen = int((clone.ids >= 0).sum())
+            place = torch.zeros(len(clone.ids), int(clone.ids.max()) + 1)
+            place[torch.arange(seen), clone.ids[:seen]] = 1
+        self.register_buffer("place", place)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.clone(images).softmax(1)  # type: ignore[no-any-return]
+        p = self.clone(images).softmax(1)
+        return p if self.place is None else p @ self.place  # type: ignore[no-any-return]
 
 
 def export_onnx(path: str | Path, out: Path) -> None:
     """Write a run's clone as ONNX: `images` (b, c, h, w) in the target's bounds to `probabilities` (b, k).
 
-    The batch size is free. Raises UserError where the extra or the run is missing.
+    The batch size is free; column j is the target's class j, 0 for one that was never seen. Raises
+    UserError where the extra or the run is missing.
     """
     clone = load_student(path)
-    folder = Path(path) / "student" if (Path(path) / "student").is_dir() else Path(path)
-    spec = Spec.from_json(read_json(folder / "student.json")["spec"])
+    spec = student_spec(path)
     try:
         import onnxscript  # noqa: F401  (torch's exporter needs it)
     except ImportError as error:

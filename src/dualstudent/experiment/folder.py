@@ -16,6 +16,10 @@ from dualstudent.files import read_json, write_json
 from dualstudent.methods import Method
 
 SCHEMA_VERSION = 1
+NEEDED = (
+    *("method", "recipe", "preset", "labels", "seed", "budgets", "target", "data", "data_free", "device"),
+    *("threads", "points", "snapshot_every", "tensorboard", "data_dir"),
+)
 
 
 class RunFolder:
@@ -46,6 +50,19 @@ class RunFolder:
                 f"{self.manifest_file} has schema version {values.get('schema_version')},"
                 f" this program reads {SCHEMA_VERSION}"
             )
+        missing = [key for key in NEEDED if key not in values]
+        if missing:
+            raise UserError(f"{self.manifest_file} lacks {', '.join(missing)}: restore it from a copy")
+        return values
+
+    def outcome(self) -> dict[str, Any]:
+        """Return the result. Raises UserError where there is none that we can read."""
+        if not self.result.is_file():
+            raise UserError(f"{self.path} has no result.json yet: finish it with 'dualstudent resume' first")
+        values = read_json(self.result)
+        missing = [key for key in ("spent", "accuracy", "bill") if key not in values]
+        if missing:
+            raise UserError(f"{self.result} lacks {', '.join(missing)}: restore it from a copy")
         return values
 
     def create(self, manifest: dict[str, Any], *, overwrite: bool) -> None:

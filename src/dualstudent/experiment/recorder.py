@@ -1,6 +1,7 @@
 """What a run writes down while it goes: metrics, curve, images, and how it is going."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from dualstudent.data import Images
 from dualstudent.engine import Moment
-from dualstudent.errors import UserError
-from dualstudent.evaluation import bound, fidelity, logits
+from dualstudent.errors import Diverged, UserError
+from dualstudent.evaluation import Witness, before, bound, fidelity, logits
 from dualstudent.experiment.folder import RunFolder
-from dualstudent.files import read_json, write_json
+from dualstudent.files import read_json, write_json, write_text
+from dualstudent.networks import Students
+from dualstudent.numerics import AUTO, Numerics
 from dualstudent.spec import Access, Spec
 
 Progress = Callable[[int, dict[str, Any]], None]  # queries spent, the last evaluation
@@ -44,42 +47,42 @@ class Recorder:
         answers: Tensor | None,
         revealed: Access,
         *,
+        steps: int,
         points: int = 20,
+        numerics: Numerics = AUTO,
         progress: Progress = lambda spent, last: None,
         stop: Callable[[], bool] = lambda: False,
         board: Any = None,
     ) -> None:
         self.folder, self.spec, self.data, self.answers = folder, spec, data, answers
-        self.revealed, self.points, self.progress, self.stop = revealed, points, progress, stop
+        self.revealed, self.numerics, self.progress, self.stop = revealed, numerics, progress, stop
         self.board = board
         self.last: dict[str, Any] = {}
-        self._steps: set[int] | None = None
+        self._steps = evaluation_steps(steps, points)
+        self._before: Students | None = None  # the students before a step that will be evaluated
         self._fresh: list[tuple[int, int, dict[str, Tensor]]] = []
         self._lines: list[str] = []
         self._clock = time.perf_counter()
-        before = read_json(folder.timing) if folder.timing.exists() else {}
-        self._wall, self.sessions = float(before.get("wall_s", 0.0)), int(before.get("sessions", 0)) + 1
+        self._wall, self.sessions = _worked_before(folder.timing)
 
     def __call__(self, moment: Moment[Any]) -> bool:
         """Take note of a step; return whether to stop."""
         scalars = {name: value for name, value in moment.metrics.items() if value.ndim == 0}
         self._fresh.append((moment.step, moment.spent, scalars))
-        if self._steps is None:
-            self._steps = evaluation_steps(moment.steps, self.points)
         if moment.step in self._steps:
             self._evaluate(moment)
+        self._look_ahead(moment.step, moment.state)
         self.progress(moment.spent, self.last)
         return self.stop()
 
-    def rewind(self, step: int) -> None:
-        """Drop what was written after a step, as a snapshot of that step wants."""
+    def rewind(self, step: int, state: Any) -> None:
+        """Drop what was written after a step, as a snapshot of that step wants. Raises UserError."""
+        self._look_ahead(step, state)
         if step == 0 or not self.folder.metrics.exists():
             self.folder.metrics.unlink(missing_ok=True)
             return
-        kept = [line for line in _whole_lines(self.folder.metrics) if json.loads(line)["step"] <= step]
-        temporary = self.folder.metrics.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept))
-        temporary.replace(self.folder.metrics)
+        kept = [line for line, values in _lines(self.folder.metrics) if values["step"] <= step]
+        write_text(self.folder.metrics, "".join(f"{line}\n" for line in kept))
 
     def flush(self) -> None:
         """Write down what is new since the last flush. Raises UserError."""
@@ -97,9 +100,16 @@ class Recorder:
         """Seconds worked on this run, over all sessions."""
         return self._wall + time.perf_counter() - self._clock
 
+    def _look_ahead(self, step: int, state: Any) -> None:
+        """Keep the students as a witness where the next step will be evaluated."""
+        self._before = before(state) if step + 1 in self._steps else None
+
     def _write_steps(self) -> None:
         for step, spent, scalars in self._fresh:
             values = {name: value.item() for name, value in scalars.items()}
+            for name, value in values.items():
+                if not math.isfinite(value):
+                    raise Diverged(f"the run diverged: {name} is {value} at step {step}")
             self._log({"event": "step", "step": step, "queries": spent, **values})
         self._fresh.clear()
 
@@ -116,7 +126,11 @@ class Recorder:
         if self.data is not None and self.answers is not None:
             figures = self.figures(moment.state)
             point = {name: figures[name] for name in point}
-        limits = bound(moment.metrics, self.spec)
+        witness = None
+        if self._before is not None:
+            ids = moment.state.clone.ids
+            witness = Witness(self._before, moment.asked, ids, self.numerics)
+        limits = bound(moment.metrics, self.spec, witness)
         if limits is not None:
             point |= {name: limits[name] for name in ("space", "gap", "error", "tightness", "faults")}
         if "student/images" in moment.metrics:
@@ -133,21 +147,40 @@ class Recorder:
         assert self.answers is not None
         clone = state.clone
         each = logits(clone, self.data, self.spec)
+        if not torch.isfinite(each).all():
+            raise Diverged("the run diverged: the clone's logits on the test images are not finite")
         return fidelity(each, self.answers, self.data, access=self.revealed, ids=clone.ids)
 
 
 def read_curve(folder: RunFolder) -> list[dict[str, Any]]:
     """Return the evaluations written so far, in order."""
-    lines = (json.loads(line) for line in _whole_lines(folder.metrics))
     return [
-        {name: value for name, value in line.items() if name not in ("event", "step")}
-        for line in lines
-        if line["event"] == "evaluation"
+        {name: value for name, value in values.items() if name not in ("event", "step")}
+        for _, values in _lines(folder.metrics)
+        if values["event"] == "evaluation"
     ]
 
 
-def _whole_lines(path: Path) -> list[str]:
-    return path.read_text().rpartition("\n")[0].splitlines() if path.exists() else []
+def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Return the whole lines of a metrics file and what they say. Raises UserError."""
+    lines = path.read_text().rpartition("\n")[0].splitlines() if path.exists() else []
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            values = json.loads(line)
+            found.append((line, {**values, "step": int(values["step"]), "event": str(values["event"])}))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}, line {number} is no record of a run: restore the file") from error
+    return found
+
+
+def _worked_before(path: Path) -> tuple[float, int]:
+    """Return the seconds worked and the number of this session. Raises UserError."""
+    try:
+        values = read_json(path) if path.exists() else {}
+        return float(values.get("wall_s", 0.0)), int(values.get("sessions", 0)) + 1
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} holds no times of a run: delete it, only times are lost") from error
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """What a method is: a frozen recipe that makes a state and a list of phases of known cost."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -59,6 +60,7 @@ class Method(ABC, Generic[S]):
     needs: ClassVar[Access]
     data_free: ClassVar[bool]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    remainder: ClassVar[int] = 0  # images of a budget that may stay unspent: one less than a pair, say
 
     @classmethod
     def preset(cls: type[M], name: str) -> M:
@@ -83,9 +85,9 @@ class Method(ABC, Generic[S]):
     def at_least(self, **least: int | float) -> None:
         """Raise UserError for the first field that is below its least value."""
         for name, value in least.items():
-            if not getattr(self, name) >= value:
+            if not value <= getattr(self, name) < math.inf:
                 flag = name.replace("_", "-")
-                raise UserError(f"--{flag} {getattr(self, name)}: it must be at least {value:g}")
+                raise UserError(f"--{flag} {getattr(self, name)}: it must be at least {value:g} and finite")
 
 
 def steps_down(*at: float, factor: float = 0.3) -> Schedule:

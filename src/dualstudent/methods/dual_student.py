@@ -2,18 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from dualstudent import parallel
-from dualstudent.errors import UserError
+from dualstudent.errors import UserError, unknown
 from dualstudent.losses import cross_entropy, disagreement, l1, recover_logits
 from dualstudent.methods.base import Method, Metrics, Phase, descend, spend, steps_down
 from dualstudent.networks import Average, Clone, Generator, Students, make_students
 from dualstudent.oracle import Oracle
 from dualstudent.spec import Access, Spec
+
+Noise = Literal["normal", "uniform"]
 
 
 @dataclass
@@ -41,7 +43,7 @@ class DualStudent(Method[DualStudentState]):
     batch: int = 256  # images of a batch
     generator_steps: int = 1  # generator steps of an iteration, free of queries
     student_steps: int = 5  # batches asked and learnt in an iteration
-    noise: Literal["normal", "uniform"] = "normal"  # N(0, 1), or U(0, 1) as the paper's text has it
+    noise: Noise = "normal"  # N(0, 1), or U(0, 1) as the paper's text has it
     noise_size: int = 256  # entries of a noise vector
     width: int = 64  # channels of the generator's last hidden layer; twice as many before
     learn_range: bool = False  # learn scale and offset of the generator's last normalisation
@@ -78,6 +80,10 @@ class DualStudent(Method[DualStudentState]):
         self.at_least(average=0, average_every=1, max_classes=2)
         if not (self.average < 1 and self.momentum < 1):
             raise UserError("--average and --momentum must be below 1")
+        if not all(0 <= drop <= 1 for drop in self.drops):
+            raise UserError(f"--drops {' '.join(f'{d:g}' for d in self.drops)}: shares of the budget, 0 to 1")
+        if self.noise not in get_args(Noise):
+            raise unknown("noise", self.noise, get_args(Noise))
 
     @property
     def queries_per_step(self) -> int:
@@ -146,8 +152,9 @@ class DualStudent(Method[DualStudentState]):
             losses = l1(logits, recover_logits(answer)).mean(1)
         descend(state.student_descent, losses.sum())
         loss = losses.detach().mean()
-        metrics |= {"student/loss": loss, "student/images": x, "student/answers": answer}
-        metrics["student/logits"] = logits.detach()
+        if "student/loss" not in metrics:  # the first batch: its students are those before the step
+            metrics |= {"student/loss": loss, "student/images": x, "student/answers": answer}
+            metrics["student/logits"] = logits.detach()
         return loss
 
     def draw(self, state: DualStudentState, images: int) -> Tensor:

@@ -131,10 +131,27 @@ def classifier(name: str, shape: Shape, classes: int) -> nn.Module:
         module = call_factory(name.removeprefix("torch:"), shape, classes)
         if not isinstance(module, nn.Module):
             raise UserError(f"student '{name}' made a {type(module).__name__}, not a torch.nn.Module")
+        _try_out(module, name, shape, classes)
         return module
     if name not in ARCHITECTURES:
         raise unknown("architecture", name, ARCHITECTURES)
     return ARCHITECTURES[name](shape, classes)
+
+
+def _try_out(module: nn.Module, name: str, shape: Shape, classes: int) -> None:
+    """Raise UserError where a user's network does not turn images of a shape into logits (b, classes)."""
+    training = module.training
+    try:
+        with torch.no_grad():
+            made = module.eval()(torch.zeros(2, *shape))
+    except Exception as error:  # whatever a user's network raises is one line for the user
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"student '{name}' fails on images {shape}: {reason}") from error
+    finally:
+        module.train(training)
+    if not isinstance(made, Tensor) or tuple(made.shape) != (2, classes):
+        what = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+        raise UserError(f"student '{name}' gives {what} for 2 images, not logits (2, {classes})")
 
 
 def smallest(shape: Shape) -> str:

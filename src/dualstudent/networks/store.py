@@ -2,13 +2,10 @@
 
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dualstudent.errors import UserError
-from dualstudent.files import read_json, write_json
+from dualstudent.files import read_json, read_tensors, write_json, write_tensors
 from dualstudent.networks.classifiers import smallest
 from dualstudent.networks.ensemble import Classes, Clone, Students
 from dualstudent.spec import Spec
@@ -52,6 +49,12 @@ def load_student(path: str | Path) -> Clone:
     return clone.eval()
 
 
+def student_spec(path: str | Path) -> Spec:
+    """Return the spec that an extracted model was made for. Raises UserError."""
+    folder = Path(path) / "student" if (Path(path) / "student").is_dir() else Path(path)
+    return Spec.from_json(read_json(folder / "student.json").get("spec", {}))
+
+
 def make_students(spec: Spec, arch: str, count: int, max_classes: int, start: str | None = None) -> Students:
     """Return K fresh students for a target; `start` is a run or student folder whose first is kept.
 
@@ -62,7 +65,15 @@ def make_students(spec: Spec, arch: str, count: int, max_classes: int, start: st
         seen = Classes(outputs) if spec.classes is None else None
         arch = smallest(spec.shape) if arch == "auto" else arch
         return Students(arch, spec.shape, outputs, count, seen=seen)
-    clone = load_student(start)
+    clone, known_spec = load_student(start), student_spec(start)
+    if arch not in ("auto", clone.arch):
+        raise UserError(f"--start {start} is a {clone.arch}: leave --student {arch} out")
+    for what in ("shape", "bounds", "mean", "std"):
+        mine, theirs = getattr(known_spec, what), getattr(spec, what)
+        if mine != theirs:
+            raise UserError(
+                f"{start} takes inputs of {what} {mine}, the target {theirs}: it cannot be the start"
+            )
     if clone.outputs != spec.classes or clone.seen is not None:
         known = spec.classes or "an unknown number"
         raise UserError(f"{start} has {clone.outputs} classes, the target {known}: it cannot be the start")
@@ -71,20 +82,14 @@ def make_students(spec: Spec, arch: str, count: int, max_classes: int, start: st
 
 def save_weights(module: nn.Module, path: Path) -> None:
     """Write a module's state to a safetensors file. Raises UserError where that cannot be done."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    try:
-        save_file(state, path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {path}: {error}") from error
+    write_tensors(path, module.state_dict())
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
     """Read what `save_weights` wrote into a module. Raises UserError if it does not fit."""
+    state = read_tensors(path)
     try:
-        state: dict[str, torch.Tensor] = load_file(path)
         module.load_state_dict(state)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read weights from {path}: {error}") from error
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{path} holds weights of another network: {reason}") from error

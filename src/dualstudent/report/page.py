@@ -12,9 +12,9 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from dualstudent.files import write_text, yielding
 from dualstudent.report import plots, strips, tables, words
 from dualstudent.report.canvas import COLOURS
-from dualstudent.report.files import write_whole
 from dualstudent.report.reading import Run, number, read_runs, rows
 
 TITLE = "Model extraction report"
@@ -61,7 +61,9 @@ class View:
 
 def render(runs: Sequence[Path], out: Path, *, title: str = TITLE) -> None:
     """Write one HTML page about run directories that needs nothing but itself. Raises UserError."""
+    out = Path(out)
     known = read_runs(runs)
+    yielding(out, b"<!doctype html", "HTML page")
     views = [_view(run, i) for i, run in enumerate(known)]
     curves = [plots.fidelity(known), plots.tightness(known), *plots.losses(known)]
     page = _environment().get_template("page.html.j2")
@@ -75,7 +77,7 @@ def render(runs: Sequence[Path], out: Path, *, title: str = TITLE) -> None:
         meanings=words.MEANINGS,
         version=_version(),
     )
-    write_whole(Path(out), text.encode(errors="replace"))
+    write_text(out, text)
 
 
 def _view(run: Run, index: int) -> View:

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image
 
+from dualstudent.files import write_whole, yielding
 from dualstudent.report.canvas import COLOURS, PAPER, draw_lines, drawing, share_axis
-from dualstudent.report.files import write_whole
 from dualstudent.report.plots import far_apart, fidelity_lines
 from dualstudent.report.reading import Run, Strip, at, number, read_runs, whole
 from dualstudent.report.strips import load
@@ -47,6 +47,7 @@ def curves_png(runs: Sequence[Path], out: Path) -> None:
             top -= _height(images)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", metadata={"Software": None})
+    yielding(Path(out), b"\x89PNG", "PNG picture")
     write_whole(Path(out), buffer.getvalue())
 
 

@@ -12,6 +12,7 @@ from dualstudent.plugins import call_factory
 from dualstudent.spec import Spec, Target
 from dualstudent.targets import folder
 from dualstudent.targets.check import Findings, check_target
+from dualstudent.targets.folder import weights_sum
 from dualstudent.targets.module import CallableTarget, ModuleTarget, Output, check_output
 from dualstudent.targets.train import Training, train_target
 
@@ -25,6 +26,7 @@ __all__ = [
     "check_target",
     "open_target",
     "train_target",
+    "weights_sum",
 ]
 
 
@@ -72,7 +74,7 @@ def open_target(
     target, about = folder.load(Path(reference), space=options.space, device=device)
     target.spec = _with_classes(target.spec, options)
     name = f"{about['arch']} on {about['data']}"
-    return Opened(target, reference, name, about["sha256"], about["data"])
+    return Opened(target, str(Path(reference).absolute()), name, about["sha256"], about["data"])
 
 
 def _with_classes(spec: Spec, options: TargetOptions) -> Spec:
@@ -89,7 +91,8 @@ def _from_factory(kind: str, rest: str, options: TargetOptions, device: str | to
     made: Any = call_factory(rest)
     reference = f"{kind}:{rest}"
     if isinstance(made, Target) and not isinstance(made, nn.Module):
-        return Opened(made, reference, rest)
+        module = getattr(made, "module", None)
+        return Opened(made, reference, rest, weights_sum(module) if isinstance(module, nn.Module) else None)
     if options.shape is None or options.classes is None:
         raise UserError(f"{reference} does not say what it takes: give --shape C H W and --classes K")
     classes = None if options.classes == "unknown" else options.classes
@@ -97,9 +100,8 @@ def _from_factory(kind: str, rest: str, options: TargetOptions, device: str | to
     if kind == "torch":
         if not isinstance(made, nn.Module):
             raise UserError(f"{reference} returned a {type(made).__name__}, not a torch.nn.Module")
-        return Opened(
-            ModuleTarget(made, spec, output=options.output, device=device), reference, rest.split(":")[-1]
-        )
+        target = ModuleTarget(made, spec, output=options.output, device=device)
+        return Opened(target, reference, rest.split(":")[-1], weights_sum(made))
     if not callable(made):
         raise UserError(f"{reference} returned a {type(made).__name__}, which cannot be called")
     return Opened(CallableTarget(made, spec, output=options.output), reference, rest.split(":")[-1])

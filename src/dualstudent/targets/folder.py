@@ -58,3 +58,13 @@ def file_sum(path: Path) -> str:
     """Return a file's SHA-256 in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_sum(network: nn.Module) -> str:
+    """Return "weights:" and the SHA-256 of a network's weights and buffers: names, shapes, values."""
+    total = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            total.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return f"weights:{total.hexdigest()}"

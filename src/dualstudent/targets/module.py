@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from dualstudent.errors import TargetError, UserError
 from dualstudent.spec import Access, Spec
@@ -16,6 +18,7 @@ from dualstudent.spec import Access, Spec
 log = logging.getLogger(__name__)
 Output = Literal["probabilities", "logits", "labels"]
 CHUNK = 256  # images a CPU is given at once: more would not be quicker, only take more memory
+CHANGED_BY_MODE = (_NormBase, _DropoutNd)
 OUTPUTS: tuple[str, ...] = get_args(Output)
 
 
@@ -36,7 +39,7 @@ class ModuleTarget:
         normalise: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        if module.training and any(True for _ in module.modules()):
+        if module.training and any(isinstance(part, CHANGED_BY_MODE) for part in module.modules()):
             log.info("the target was in training mode: set to eval mode")
         self.module = module.to(device).eval().requires_grad_(False)
         self.spec = replace(spec, access=Access.LABEL) if output == "labels" else spec

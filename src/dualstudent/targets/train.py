@@ -24,7 +24,10 @@ from dualstudent.targets import folder as files
 
 @dataclass(frozen=True)
 class Training:
-    """How a target is trained: SGD with Nesterov momentum, one warm-up epoch, cosine to zero."""
+    """How a target is trained: SGD with Nesterov momentum, one warm-up epoch, cosine to zero.
+
+    Raises UserError on a value that is out of range.
+    """
 
     epochs: int | None = None  # passes over the train split; default by architecture
     batch: int = 128  # images of a batch
@@ -34,6 +37,18 @@ class Training:
     shift: int | None = None  # random shifts by up to this many pixels; default 4 for resnet18/34
     flip: bool | None = None  # random mirror images; default for resnet18/34 on cifar10/100
     precision: Precision = "auto"  # auto: tf32 on a GPU, fp32 on a CPU; bf16 halves the time on a GPU
+
+    def __post_init__(self) -> None:
+        least = {"epochs": 1, "batch": 2, "rate": 0, "momentum": 0, "weight_decay": 0, "shift": 0}
+        for name, value in least.items():
+            given = getattr(self, name)
+            if given is not None and not value <= given < math.inf:
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} {given}: it must be at least {value:g} and finite")
+        if self.momentum >= 1:
+            raise UserError(f"--momentum {self.momentum}: it must be below 1")
+        if self.rate == 0:
+            raise UserError("--rate 0: the network would learn nothing")
 
 
 _DEFAULTS = {"digits-cnn": (30, 0.05), "lenet5": (10, 0.05), "lenet5-half": (10, 0.05), "resnet8": (10, 0.1)}
@@ -58,6 +73,11 @@ def train_target(
     """
     training = training or Training()
     train, test = (load_data(data, split, folder=data_dir).to(device) for split in ("train", "test"))
+    if train.digest() == test.digest():
+        raise UserError(
+            f"{data} has the same images to train and to test: put class folders into"
+            f" {data}/train and {data}/test, so that the target is judged on images it has not seen"
+        )
     spec = Spec(train.shape, len(train.classes))
     parallel.seed_step(seed, 0, 0)
     with torch.device(device):
@@ -66,6 +86,8 @@ def train_target(
     vacant(out, overwrite)
     mean, std = _normalisation(train)
     epochs = _fit(network, train, (mean, std), arch, training, seed, progress)
+    if not all(torch.isfinite(weight).all() for weight in network.parameters()):
+        raise UserError("the target's weights are not finite: lower --rate")
     accuracy = _accuracy(network, test, (mean, std))
     shutil.rmtree(out, ignore_errors=True)  # an older target is kept until the new one is trained
     out.mkdir(parents=True)
@@ -122,7 +144,11 @@ def _fit(
     batch = min(training.batch, max(2, len(train) // 14))
     each = len(train) // batch
     optimiser = torch.optim.SGD(
-        network.parameters(), peak, training.momentum, weight_decay=training.weight_decay, nesterov=True
+        network.parameters(),
+        peak,
+        training.momentum,
+        weight_decay=training.weight_decay,
+        nesterov=training.momentum > 0,
     )
     numerics = Numerics(training.precision).on(train.images.device)
     numerics.apply(train.images.device)
