@@ -86,6 +86,51 @@ def test_another_target_is_not_asked(other: Any, words: str, tmp_path: Path) -> 
     assert {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()} == before
 
 
+def test_a_trained_folder_is_compared_with_a_module(digits_target: Path, tmp_path: Path) -> None:
+    opened = ds.open_target(str(digits_target))
+    run = ds.extract(METHOD, opened, queries=40, out=tmp_path / "r")
+    with pytest.raises(ds.UserError, match="other weights"):
+        ds.resume(run.path, Mine(0, 10).eval(), queries=80)
+    assert ds.resume(run.path, opened.target, queries=80).result["spent"] == 80
+    assert ds.resume(run.path, opened, queries=120).result["spent"] == 120
+
+
+def test_a_lost_bill_is_no_damaged_snapshot(tmp_path: Path) -> None:
+    """What was paid is known from the account alone: without it nothing is asked again in silence."""
+    target = Mine(0).eval()
+    run = ds.extract(METHOD, target, queries=80, out=tmp_path / "r")
+    snapshot = (run.path / "snapshot.pt").read_bytes()
+    (run.path / "attack.account").unlink()
+    with pytest.raises(ds.UserError, match="the snapshot has 80 images, the account 0"):
+        ds.resume(run.path, target, queries=160)
+    assert (run.path / "snapshot.pt").read_bytes() == snapshot
+
+
+def test_an_unreadable_snapshot_is_no_damaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = Mine(0).eval()
+    run = ds.extract(METHOD, target, queries=80, out=tmp_path / "r")
+
+    def denied(path: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dualstudent.checkpoint.zipfile.ZipFile", denied)
+        with pytest.raises(ds.UserError, match=r"cannot read .*: Permission denied"):
+            ds.resume(run.path, target, queries=160)
+    assert ds.resume(run.path, target, queries=160).result["bill"]["asked_again"] == 0
+
+
+def test_a_failed_extension_leaves_a_finished_run(tmp_path: Path) -> None:
+    target = Mine(0).eval()
+    run = ds.extract(METHOD, target, queries=80, out=tmp_path / "r")
+    shown = (run.path / "shown.bin").read_bytes()
+    (run.path / "shown.bin").unlink()
+    with pytest.raises(ds.UserError, match="record of images shown"):
+        ds.resume(run.path, target, queries=160)
+    (run.path / "shown.bin").write_bytes(shown)
+    assert ds.resume(run.path, target, queries=120).result["spent"] == 120
+
+
 def test_a_target_that_moved(digits_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From another directory it is found; after it has moved, --target says where."""
     monkeypatch.chdir(tmp_path)
@@ -115,6 +160,9 @@ def test_without_its_data_set_a_copy_is_made_but_not_judged(
     assert "figures will be null" in caplog.text
     result = read(tmp_path / "r" / "result.json")
     assert (result["spent"], result["accuracy"], result["agreement"]) == (50, None, None)
+    for more in ("--split tset", f"--data-dir {tmp_path}/nowhere"):
+        assert main([*words.split(), "--overwrite", *more.split()]) == 2  # asked for, so not passed over
+    assert read(tmp_path / "r" / "result.json") == result
 
 
 def test_a_start_from_another_input_space_is_refused(tmp_path: Path, linear: Callable[..., Linear]) -> None:
@@ -140,12 +188,17 @@ def test_a_plan_asks_nothing(access: ds.Access, linear: Callable[..., Linear]) -
     assert target.seen == 0
     assert (found.queries, found.whole) == (1000, False)
     assert found.seconds > 0
-    mine = Mine(0).eval()
+    mine = Mine(0).eval()  # of the user's own class: who knows what it calls
     calls: list[int] = []
     mine.register_forward_hook(lambda *_: calls.append(1))
-    weights = mine.head.weight.clone()
-    assert experiment.estimate(METHOD, mine, queries=1000).whole
-    assert torch.equal(mine.head.weight, weights)
+    assert not experiment.estimate(METHOD, mine, queries=1000).whole
+    assert calls == []
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Softmax(1)).eval()
+    weights = [w.clone() for w in network.parameters()]
+    known = ds.ModuleTarget(network, ds.Spec((1, 8, 8), 4))
+    network.register_forward_hook(lambda *_: calls.append(1))
+    assert experiment.estimate(METHOD, known, queries=1000).whole
+    assert all(torch.equal(a, b) for a, b in zip(weights, network.parameters(), strict=True))
 
 
 def test_onnx_names_the_target_s_classes(tmp_path: Path) -> None:
@@ -164,6 +217,9 @@ def test_onnx_names_the_target_s_classes(tmp_path: Path) -> None:
     assert ids[: int((ids >= 0).sum())].tolist() != sorted(ids[ids >= 0].tolist()), "else nothing is tested"
     assert p.argmax(1).tolist() == ids[run.clone(x).argmax(1)].tolist()
     assert p.shape == (40, int(ids.max()) + 1)
+    manifest = (run.path / "manifest.json").read_bytes()
+    assert main(["export", str(run.path), "--onnx", str(run.path / "manifest.json")]) == 2
+    assert (run.path / "manifest.json").read_bytes() == manifest
 
 
 def test_speed_counts_from_where_a_run_was_taken_up(

@@ -1,6 +1,6 @@
 """The lie detector of eq. 4: honest recipes pass, recipes broken on purpose are caught."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from dualstudent.ledger import Account
 from dualstudent.methods import dual_student
 from dualstudent.methods.base import descend
 from dualstudent.methods.dual_student import DualStudent, DualStudentState
+from dualstudent.oracle import Oracle
 
 QUICK: dict[str, Any] = {"batch": 16, "width": 8, "noise_size": 16, "student": "digits-cnn"}
 every_access = pytest.mark.parametrize("access", [ds.Access.PROBS, ds.Access.LABEL])
@@ -45,8 +46,8 @@ def looked_at(method: DualStudent, target: Linear, budget: int = 400) -> list[di
     return found
 
 
-def faults(method: DualStudent, target: Linear) -> str:
-    return " / ".join(fault for limits in looked_at(method, target) for fault in limits["faults"])
+def faults(method: DualStudent, target: Linear, budget: int = 400) -> str:
+    return " / ".join(fault for limits in looked_at(method, target, budget) for fault in limits["faults"])
 
 
 @every_access
@@ -65,6 +66,41 @@ def test_honest_in_other_input_spaces(more: dict[str, Any], linear: Callable[...
 def test_honest_with_unknown_classes() -> None:
     target = Linear(ds.Spec((1, 8, 8), None, access=ds.Access.LABEL), width=6)
     assert faults(DualStudent(**QUICK, max_classes=9), target) == ""
+
+
+@dataclass(frozen=True)
+class AsksInTurns(DualStudent):
+    """Honest: one question a batch."""
+
+    def ask(
+        self, state: DualStudentState, oracle: Oracle, sizes: Sequence[int]
+    ) -> list[tuple[Tensor, Tensor]]:
+        with torch.no_grad():
+            images = [state.generator(self.draw(state, size)) for size in sizes]
+        return [(x, oracle(x)) for x in images]
+
+
+def test_honest_in_several_questions_with_unknown_classes() -> None:
+    """Each exchange is as wide as its own largest label."""
+
+    class Narrow(Linear):
+        def __call__(self, x: Tensor, /) -> Tensor:
+            answer = super().__call__(x)
+            return answer[:, : int(answer.argmax(1).max()) + 1]
+
+    target = Narrow(ds.Spec((1, 8, 8), None, access=ds.Access.LABEL), width=6)
+    assert faults(AsksInTurns(**QUICK, max_classes=9), target) == ""
+
+
+def test_a_target_that_answers_at_random_is_no_fault_of_the_recipe() -> None:
+    class Random(Linear):
+        def __call__(self, x: Tensor, /) -> Tensor:
+            self.seen += len(x)
+            return torch.rand(len(x), 4).softmax(1)
+
+    target = Random(ds.Spec((1, 8, 8), 4, levels=2))
+    method = DualStudent(**QUICK | {"noise_size": 1, "batch": 61})
+    assert faults(method, target, 1500) == ""
 
 
 class Dropping(nn.Module):

@@ -127,7 +127,7 @@ class TestCharge:
 
     def test_a_target_that_fails_was_asked(self) -> None:
         account = Account("attack")
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(ds.TargetError, match="division by zero"):
             ds.Oracle(says(lambda x: 1 / 0), account)(images(3))
         assert account.spent == 3
 
@@ -152,8 +152,8 @@ class TestImages:
             ((0.0, 1.0), images() + 0.5, r"takes \[0, 1\]"),
             ((0.0, 1.0), images() - 0.5, r"takes \[0, 1\]"),
             ((-1.0, 1.0), images() * 4 - 2, r"takes \[-1, 1\]"),
-            ((0.0, 1.0), images() * 0 + float("nan"), "nan"),
-            ((0.0, 1.0), images() / 0, "inf"),
+            ((0.0, 1.0), images() * 0 + float("nan"), "not finite"),
+            ((0.0, 1.0), images() / 0, "not finite"),
         ],
     )
     def test_that_cannot_be_shown_are_not_charged(
@@ -161,7 +161,7 @@ class TestImages:
     ) -> None:
         target, account = says(torch.full((2, 3), 1 / 3)), Account("attack")
         target.spec = ds.Spec((1, 2, 2), 3, bounds)
-        with pytest.raises(ds.TargetError, match=word):
+        with pytest.raises(ds.UserError, match=word):
             ds.Oracle(target, account)(x)
         assert target.seen == account.spent == account.asked == 0
 

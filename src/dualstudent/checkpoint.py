@@ -2,7 +2,6 @@
 
 import logging
 import os
-import pickle
 import time
 import zipfile
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from dualstudent import parallel
 from dualstudent.errors import UserError
 from dualstudent.files import why
 from dualstudent.ledger import Account
@@ -69,7 +69,8 @@ class Snapshots:
         """Restore state and account and return the step; None for a run that has not begun.
 
         A damaged or foreign one is reported and the previous one used; only then is it set aside.
-        Raises UserError where none fits, or where there is none and the account has paid already.
+        Raises UserError where none fits, where the account has paid less than the snapshot says, and
+        where there is none although the account has paid.
         """
         found = [path for path in (self.path, self.previous) if path.exists()]
         problems: list[str] = []
@@ -77,13 +78,16 @@ class Snapshots:
             try:
                 values = self._read(path)
                 _restore(state, values["state"], path)
-                account.rewind(values["spent"])
-            except UserError as error:
+            except _Unusable as error:
                 problems.append(str(error))
                 continue
+            account.rewind(values["spent"])
             for problem, broken in zip(problems, found, strict=False):
-                log.warning("%s; going on from the previous one, %s", problem, path.name)
-                broken.replace(broken.with_name(broken.name + ".damaged"))
+                log.warning(
+                    "%s; going on from %s, %d images are asked again", problem, path.name, account.asked_again
+                )
+                if parallel.rank() == 0:
+                    broken.replace(broken.with_name(broken.name + ".damaged"))
             return int(values["step"])
         if problems:
             raise UserError("no usable snapshot, nothing was changed: " + "; ".join(problems))
@@ -98,18 +102,26 @@ class Snapshots:
         try:
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
-            if damaged is not None:
-                raise UserError(f"{path} is damaged at {damaged}")
-            values = torch.load(path, map_location="cpu", weights_only=True)
-        except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
+            values = torch.load(path, map_location="cpu", weights_only=True) if damaged is None else None
+        except OSError as error:
+            if error.errno is not None:  # not the file's fault: nothing is set aside for it
                 raise UserError(f"cannot read {path}: {error.strerror}") from error
-            raise UserError(f"{path} is truncated or no snapshot ({why(error)})") from error
+            raise _Unusable(f"{path} is truncated or no snapshot ({why(error)})") from error
+        except Exception as error:  # a torn file can fail in any way
+            raise _Unusable(f"{path} is truncated or no snapshot ({why(error)})") from error
+        if damaged is not None:
+            raise _Unusable(f"{path} is damaged at {damaged}")
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise UserError(f"{path} is no snapshot of this program")
+            raise _Unusable(f"{path} is no snapshot of this program")
+        if not {"identity", "step", "spent", "state"} <= values.keys():
+            raise _Unusable(f"{path} is no whole snapshot")
         if values["identity"] != self.identity:
-            raise UserError(f"{path} belongs to another run")
+            raise _Unusable(f"{path} belongs to another run")
         return values
+
+
+class _Unusable(UserError):
+    """A snapshot that cannot be gone on from; the one before it may."""
 
 
 def _parts(state: State) -> dict[str, Any]:
@@ -121,9 +133,9 @@ def _parts(state: State) -> dict[str, Any]:
 def _restore(state: State, saved: dict[str, Any], path: Path) -> None:
     parts = _parts(state)
     if parts.keys() != saved.keys():
-        raise UserError(f"{path} belongs to another recipe: it holds {', '.join(saved)}")
+        raise _Unusable(f"{path} belongs to another recipe: it holds {', '.join(saved)}")
     try:
         for name, part in parts.items():
             part.load_state_dict(saved[name])
     except (RuntimeError, ValueError, KeyError) as error:
-        raise UserError(f"{path} belongs to another recipe: {str(error).splitlines()[-1].strip()}") from error
+        raise _Unusable(f"{path} belongs to another recipe: {str(error).splitlines()[-1].strip()}") from error

@@ -106,9 +106,11 @@ def run(
     first = _restored(snapshots, state, account)
     if parallel.rank() == 0:
         parallel.meet()
-    resumed(first, state)
+    if parallel.total(first) != first * parallel.world():
+        raise UserError("the ranks read different snapshots: resume again")
     if shown is not None:
         shown.rewind(account.spent)
+    resumed(first, state)
     asked: list[Exchange] = []
     oracle = Oracle(target, account, shown, asked)
     total = sum(phase.steps for phase in phases)

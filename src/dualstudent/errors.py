@@ -16,6 +16,10 @@ class Overdraft(UserError):
     """A request would go over the limit of its account; nothing was asked."""
 
 
+class Missing(UserError):
+    """A data set is not there."""
+
+
 class Diverged(UserError):
     """Numbers of the run are no longer finite: its learning rates are too high."""
 

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dualstudent import parallel
-from dualstudent.errors import Diverged, TargetError
+from dualstudent.errors import Diverged, TargetError, UserError
 from dualstudent.ledger import Account, Shown
 from dualstudent.spec import Access, Spec, Target
 
@@ -38,7 +38,7 @@ class Oracle:
             account.charge(parallel.total(len(x)))
             parallel.meet()  # the charge is on disk before any rank asks
             with torch.inference_mode(), torch.autocast(x.device.type, enabled=False):
-                answer = target(x)
+                answer = answered(target, x)
             # copied: inference tensors cannot be saved for backward
             answer = checked(answer, len(x), spec).to(x.dtype, copy=True)
             if shown is not None:
@@ -67,6 +67,17 @@ def _check_images(x: Tensor, spec: Spec) -> None:
         raise TargetError(
             f"images in [{smallest:.3g}, {largest:.3g}] for a target that takes [{low:g}, {high:g}]"
         )
+
+
+def answered(target: Target, x: Tensor) -> object:
+    """Return a target's answer; whatever it raises becomes a TargetError in one line."""
+    try:
+        return target(x)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise TargetError(f"the target failed on images {tuple(x.shape)}: {reason}") from error
 
 
 def checked(answer: object, batch: int, spec: Spec) -> Tensor:

@@ -43,6 +43,9 @@ class Spec:
     std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("shape", "bounds", "mean", "std"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise UserError(f"image shape {self.shape}: give channels, height and width, all positive")
         if self.classes is not None and self.classes < 2:

@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or error}")
+    except MemoryError:
+        return _complain("out of memory: take a smaller --batch or a smaller network")
     except Exception as error:
         if os.environ.get("DUALSTUDENT_TRACE"):
             raise
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _on_sigterm(handler: Any) -> None:
-    with contextlib.suppress(ValueError):  # not the main thread: the caller's business
+    with contextlib.suppress(ValueError, TypeError):  # another thread, another language: not our business
         signal.signal(signal.SIGTERM, handler)
 
 

@@ -11,7 +11,7 @@ from dualstudent.data import formats, pictures
 from dualstudent.data.facts import DATA_SETS, SPLITS, DataSet, find
 from dualstudent.data.images import Images, checked
 from dualstudent.data.raw import Raw
-from dualstudent.errors import UserError, unknown
+from dualstudent.errors import Missing, UserError, unknown
 
 VARIABLE = "DUALSTUDENT_DATA"
 
@@ -75,7 +75,7 @@ def _read_own(name: str | Path, split: str) -> Raw:
     root = Path(name)
     if name == "" or not root.is_dir():
         if isinstance(name, Path) or os.sep in name:
-            raise UserError(
+            raise Missing(
                 f"no folder {root}: give a folder of class folders or one of {', '.join(DATA_SETS)}"
             )
         raise unknown("data set", name, DATA_SETS)
@@ -99,19 +99,19 @@ def _read_known(facts: DataSet, split: str, folder: str | Path | None) -> Raw:
         names += f", {published.train if split == 'train' else published.test}"
         mend = f"'dualstudent data get {facts.name}' downloads the published files"
     looked = " or ".join(str(place) for place in places)
-    raise UserError(f"no {split} images of {facts.name}: looked in {looked} for {names}; {mend}")
+    raise Missing(f"no {split} images of {facts.name}: looked in {looked} for {names}; {mend}")
 
 
 def _places(facts: DataSet, folder: str | Path | None) -> list[Path]:
     """Return where a data set may lie: in a folder of its name, or in the data folder itself."""
     given = folder or os.environ.get(VARIABLE)
     if not given:
-        raise UserError(
+        raise Missing(
             f"no data folder: give --data-dir or set {VARIABLE}; looked for a folder with {facts.name}/"
         )
     base = Path(given)
     if not base.is_dir():
-        raise UserError(f"no data folder: give --data-dir or set {VARIABLE}; looked for {base}")
+        raise Missing(f"no data folder: give --data-dir or set {VARIABLE}; looked for {base}")
     places = list(dict.fromkeys(base / name for name in (facts.name.replace("-", "_"), facts.name)))
     # Files of MNIST and Fashion-MNIST have the same names: never read another data set's own folder.
     return places if find(base.resolve().name) not in (None, facts) else [*places, base]

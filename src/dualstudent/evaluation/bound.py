@@ -143,15 +143,17 @@ def _exchange_faults(metrics: Metrics, witness: Witness) -> list[str]:
     match = digest(images)[:, None] == asked
     if not match.any(1).all():
         return ["the students learnt images that the target was not asked"]
-    told = torch.cat([answer for _, answer in witness.asked])[match.int().argmax(1)]
-    faults = []
-    if witness.ids is not None:
-        faithful = torch.equal(witness.ids[answers.argmax(1)], told.argmax(1))
+    if witness.ids is not None:  # rows are as wide as an exchange's largest label
+        learnt = witness.ids[answers.argmax(1)][:, None]
+        told = torch.cat([answer.argmax(1) for _, answer in witness.asked])[:, None]
     else:
-        faithful = answers.shape == told.shape and torch.equal(answers, told)
-    if not faithful:
-        faults.append("the students learnt answers that are not the target's")
-    return faults
+        learnt, told = answers, torch.cat([answer for _, answer in witness.asked])
+    if learnt.shape[1] != told.shape[1]:
+        return ["the students learnt answers of another width than the target's"]
+    same = torch.stack([(row == told).all(1) for row in learnt])
+    if not (match & same).any(1).all():  # a target may answer the same image in different ways
+        return ["the students learnt answers that are not the target's"]
+    return []
 
 
 def _origin_faults(who: str, metrics: Metrics, witness: Witness) -> list[str]:
@@ -161,7 +163,9 @@ def _origin_faults(who: str, metrics: Metrics, witness: Witness) -> list[str]:
     images, logits = metrics[f"{who}/images"], metrics[f"{who}/logits"]
     again = witness.logits(images)
     if again.shape == logits.shape:
-        known = (again > MASKED / 2) & (logits > MASKED / 2)  # classes that were known to both
+        known = torch.ones_like(logits, dtype=torch.bool)
+        if witness.ids is not None:  # classes that were seen before the step
+            known &= again > MASKED / 2
         size = (logits * known).abs().max()
         limit = ROUNDING[witness.numerics.precision if witness.numerics.precision != "auto" else "fp32"]
         if ((again - logits) * known).abs().max() <= limit * size + 1e-6:

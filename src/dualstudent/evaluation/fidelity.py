@@ -13,7 +13,7 @@ from dualstudent.data import Images
 from dualstudent.errors import UserError
 from dualstudent.ledger import Account
 from dualstudent.networks import Clone
-from dualstudent.oracle import checked
+from dualstudent.oracle import answered, checked
 from dualstudent.spec import Access, Spec, Target
 
 BATCH = 500  # images of a forward pass: no result depends on it beyond rounding
@@ -40,7 +40,7 @@ def ask(target: Target, data: Images, account: Account) -> Float[Tensor, "n k"]:
     for x in inputs(fitting(data, target.spec), target.spec):
         account.charge(len(x))
         with torch.inference_mode():
-            answers.append(checked(target(x), len(x), target.spec).to(x.dtype, copy=True))
+            answers.append(checked(answered(target, x), len(x), target.spec).to(x.dtype, copy=True))
     wide = max(answer.shape[1] for answer in answers)  # label-only targets of unknown width may differ
     return torch.cat([nn.functional.pad(answer, (0, wide - answer.shape[1])) for answer in answers])
 

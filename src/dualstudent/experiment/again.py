@@ -16,16 +16,21 @@ from dualstudent.spec import Access, Labels, Spec, Target
 from dualstudent.targets import Opened, TargetOptions, open_target, weights_sum
 
 
-def as_opened(target: Target) -> Opened:
+def as_opened(target: Target | Opened) -> Opened:
     """Return a Python object as an opened target. Raises UserError for what is none."""
+    if isinstance(target, Opened):
+        return target
     if isinstance(target, nn.Module) and target.training:
         raise UserError("the target is in training mode, asking would change it: call .eval() on it first")
     if not isinstance(target, Target):
         raise UserError(f"a {type(target).__name__} is no target: it needs .spec and must be callable")
+    return Opened(target, None, type(target).__name__)
+
+
+def weights_of(target: Target) -> str | None:
+    """Return a digest of the network that a target is made of, None where it has none."""
     module = target if isinstance(target, nn.Module) else getattr(target, "module", None)
-    return Opened(
-        target, None, type(target).__name__, weights_sum(module) if isinstance(module, nn.Module) else None
-    )
+    return weights_sum(module) if isinstance(module, nn.Module) else None
 
 
 def same_target(opened: Opened, manifest: dict[str, Any]) -> None:
@@ -38,9 +43,9 @@ def same_target(opened: Opened, manifest: dict[str, Any]) -> None:
         names = [f.name for f in fields(Spec) if getattr(began, f.name) != getattr(now, f.name)]
         changed = ", ".join(f"{n} was {getattr(began, n)} and is {getattr(now, n)}" for n in names)
         raise UserError(f"the target is not the one that the run began with: {changed}")
-    sums = (about["sha256"], opened.sha256)
-    kinds = [None if s is None else s.startswith("weights:") for s in sums]  # else of a file
-    if None not in sums and kinds[0] == kinds[1] and sums[0] != sums[1]:
+    sums = [(about["sha256"], opened.sha256), (about.get("weights"), weights_of(opened.target))]
+    known = [(before, after) for before, after in sums if before is not None and after is not None]
+    if known and known[0][0] != known[0][1]:
         raise UserError(f"{opened.name} holds another target than the run began with (other weights)")
 
 

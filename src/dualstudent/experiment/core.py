@@ -23,6 +23,7 @@ from dualstudent.experiment.again import (
     same_target,
     saved_data,
     saved_method,
+    weights_of,
 )
 from dualstudent.experiment.folder import RunFolder
 from dualstudent.experiment.recorder import Progress, Recorder
@@ -78,7 +79,7 @@ def extract(
     Raises UserError on bad input, before the first query where it can be known; Stopped if `stop`
     says so (see `resume`).
     """
-    opened = target if isinstance(target, Opened) else as_opened(target)
+    opened = as_opened(target)
     device = choose_device(device)
     numerics = numerics.on(device)
     asked = facing(opened.target, labels)
@@ -92,12 +93,13 @@ def extract(
         fitting(data, asked.spec)
     run, first = RunFolder(out), parallel.rank() == 0
     start = getattr(method, "start", None)
-    if start is not None and Path(start).absolute().is_relative_to(run.path.absolute()):
+    if start is not None and Path(start).resolve().is_relative_to(run.path.resolve()):
         raise UserError(f"--start {start} lies in --out {out}, which would be replaced: choose another --out")
     if first:
         folders.vacant(run.path, overwrite)
     method.init(asked.spec)  # a bad architecture or shape ends here, before anything is written
     about: dict[str, Any] = {"reference": opened.reference, "name": opened.name, "sha256": opened.sha256}
+    about["weights"] = weights_of(opened.target)
     about |= {"options": _plain(target_options), "spec": asked.spec.to_json()}
     options = {
         "points": points,
@@ -129,7 +131,7 @@ def extract(
 
 def resume(
     path: str | Path,
-    target: Target | None = None,
+    target: Target | Opened | None = None,
     *,
     queries: int | None = None,
     data: Images | None = None,
@@ -172,7 +174,7 @@ def resume(
 
 
 def evaluate(
-    path: str | Path, data: Images, target: Target | None = None, *, place: str | None = None
+    path: str | Path, data: Images, target: Target | Opened | None = None, *, place: str | None = None
 ) -> dict[str, Any]:
     """Judge a run's clone on other test images and add the figures to its result.json.
 

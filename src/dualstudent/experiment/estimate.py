@@ -19,6 +19,7 @@ from dualstudent.methods import Method
 from dualstudent.numerics import AUTO, Numerics
 from dualstudent.oracle import Oracle
 from dualstudent.spec import Access, Labels, Target
+from dualstudent.targets import ModuleTarget
 
 TIMED = 3  # steps timed, after one to warm up
 
@@ -39,18 +40,17 @@ class Estimate:
 class StandIn:
     """A target of made-up answers that takes as long as the real one, which is not asked.
 
-    The time is that of a copy of the target's network with other weights, where it has one.
+    The time is that of a copy of the target's network with other weights, where it is a network made
+    of torch's and our own modules: one that calls a service must not be called.
     """
 
     def __init__(self, target: Target) -> None:
         self.spec = target.spec
         inner = target.inner if isinstance(target, LabelOnly) else target
-        module = inner if isinstance(inner, nn.Module) else getattr(inner, "module", None)
-        self.work: Target | None = None
-        if isinstance(module, nn.Module):
+        self.work: ModuleTarget | None = None
+        if isinstance(inner, ModuleTarget) and all(map(_plain, inner.module.modules())):
             self.work = copy.deepcopy(inner)
-            copied = self.work if isinstance(self.work, nn.Module) else self.work.module  # type: ignore[attr-defined]
-            for weight in copied.parameters():
+            for weight in self.work.module.parameters():
                 weight.data.normal_(0, 0.05)
 
     def __call__(self, x: Tensor, /) -> Tensor:
@@ -62,6 +62,10 @@ class StandIn:
         if self.spec.access == Access.LABEL:
             return nn.functional.one_hot(made.argmax(1), made.shape[1]).float()
         return made / made.sum(1, keepdim=True)
+
+
+def _plain(module: nn.Module) -> bool:
+    return type(module).__module__.startswith(("torch.nn.", "dualstudent.networks."))
 
 
 def estimate(

@@ -45,6 +45,8 @@ def export_onnx(path: str | Path, out: Path) -> None:
         raise UserError("exporting to ONNX needs: pip install 'dualstudent[onnx]'") from error
     if not out.parent.is_dir():
         raise UserError(f"{out.parent} is no folder: make it first")
+    if out.exists() and out.suffix != ".onnx":
+        raise UserError(f"{out} exists and is no ONNX file by its name: choose another")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(
@@ -57,4 +59,9 @@ def export_onnx(path: str | Path, out: Path) -> None:
             verbose=False,
         )
     assert program is not None
-    program.save(str(out), external_data=False)
+    temporary = out.with_name(out.name + ".tmp")
+    try:
+        program.save(str(temporary), external_data=False)
+        temporary.replace(out)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}") from error

@@ -118,6 +118,7 @@ def describe(
         "preset": _preset(method, preset),
         "recipe": asdict(method),
         "data_free": method.data_free,
+        "bounded": method.bounded,
         "labels": labels,
         "seed": seed,
         "budgets": budgets,
@@ -142,7 +143,7 @@ def _preset(method: Method[Any], name: str | None) -> str | None:
 def identity(manifest: dict[str, Any]) -> str:
     """Return a digest of what a snapshot must agree with: recipe, labels, seed and target."""
     parts = [manifest[key] for key in ("method", "recipe", "labels", "seed")]
-    parts += [manifest["target"][key] for key in ("sha256", "spec")]
+    parts += [manifest["target"].get(key) for key in ("sha256", "weights", "spec")]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,6 +1,7 @@
 """What a run writes down while it goes: metrics, curve, images, and how it is going."""
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from dualstudent.numerics import AUTO, Numerics
 from dualstudent.spec import Access, Spec
 
 Progress = Callable[[int, dict[str, Any]], None]  # queries spent, the last evaluation
+log = logging.getLogger(__name__)
 PICTURES = 12  # images of a strip
 
 
@@ -78,6 +80,8 @@ class Recorder:
     def rewind(self, step: int, state: Any) -> None:
         """Drop what was written after a step, as a snapshot of that step wants. Raises UserError."""
         self._look_ahead(step, state)
+        if step > 0 and not self.folder.metrics.exists():
+            log.warning("%s is missing: the curve up to step %d is lost", self.folder.metrics, step)
         if step == 0 or not self.folder.metrics.exists():
             self.folder.metrics.unlink(missing_ok=True)
             return

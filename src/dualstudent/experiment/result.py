@@ -89,10 +89,8 @@ def _flags(
         ),
         (
             "bound of eq. 4",
-            not faults,
-            ("holds at every evaluation" if limits else "not defined for this method")
-            if not faults
-            else "; ".join(faults),
+            not faults and (limits is not None or not manifest.get("bounded")),
+            "; ".join(faults) or _held(limits, manifest.get("bounded")),
         ),
         ("selection", True, "the final model, never chosen on test images"),
     ]
@@ -100,3 +98,9 @@ def _flags(
         before = ", ".join(f"{budget:,}" for budget in manifest["budgets"][:-1])
         flags.append(("extended", False, f"planned for {before} queries first, then extended"))
     return [{"name": name, "ok": ok, "text": text} for name, ok, text in flags]
+
+
+def _held(limits: dict[str, Any] | None, bounded: bool | None) -> str:
+    if limits is not None:
+        return "holds at every evaluation"
+    return "its terms were not recorded" if bounded else "not defined for this method"

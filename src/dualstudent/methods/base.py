@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -60,6 +60,7 @@ class Method(ABC, Generic[S]):
     needs: ClassVar[Access]
     data_free: ClassVar[bool]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    bounded: ClassVar[bool] = False  # whether its steps record what the bound of eq. 4 is checked on
     remainder: ClassVar[int] = 0  # images of a budget that may stay unspent: one less than a pair, say
 
     @classmethod
@@ -149,11 +150,15 @@ def spend(
     return plan
 
 
-def descend(optimiser: torch.optim.Optimizer, loss: Float[Tensor, ""]) -> None:
-    """Step down a loss, with gradients into the optimiser's own parameters only, mean over ranks."""
+def descend(optimiser: torch.optim.Optimizer, losses: Float[Tensor, ""] | Iterator[Tensor]) -> None:
+    """Step down a loss, with gradients into the optimiser's own parameters only, mean over ranks.
+
+    Of several losses the sum counts; the graph of each is freed before the next one is computed.
+    """
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     optimiser.zero_grad(set_to_none=True)
-    loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
+    for loss in [losses] if isinstance(losses, Tensor) else losses:
+        loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
     parallel.average_gradients(parameters)
     optimiser.step()
 

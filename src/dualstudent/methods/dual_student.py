@@ -1,6 +1,6 @@
 """Dual Student Networks (Beetham, Kardan, Mian, Shah; ICLR 2023; arXiv 2309.10058)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -61,6 +61,7 @@ class DualStudent(Method[DualStudentState]):
     name: ClassVar[str] = "dual-student"
     needs: ClassVar[Access] = Access.LABEL
     data_free: ClassVar[bool] = True
+    bounded: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},  # the authors' released settings, for budgets of 2 M and more
         "small": {  # for tens of thousands of queries; tuned on digits, see docs/methods/dual-student.md
@@ -145,16 +146,22 @@ class DualStudent(Method[DualStudentState]):
         """Descend min L_S(S_i(x), T(x)) for each student on the same batch."""
         if state.students.seen is not None:
             answer = state.students.seen.learn(answer)
-        logits = state.students(x)
-        if spec.access == Access.LABEL:
-            losses = cross_entropy(logits, answer).mean(1)
-        else:
-            losses = l1(logits, recover_logits(answer)).mean(1)
-        descend(state.student_descent, losses.sum())
-        loss = losses.detach().mean()
+        told: list[tuple[Tensor, Tensor]] = []
+
+        def losses() -> Iterator[Tensor]:
+            for logits in state.students.in_turns(x):
+                if spec.access == Access.LABEL:
+                    each = cross_entropy(logits, answer).mean(1)
+                else:
+                    each = l1(logits, recover_logits(answer)).mean(1)
+                told.append((logits.detach(), each.detach()))
+                yield each.sum()
+
+        descend(state.student_descent, losses())
+        loss = torch.cat([each for _, each in told]).mean()
         if "student/loss" not in metrics:  # the first batch: its students are those before the step
             metrics |= {"student/loss": loss, "student/images": x, "student/answers": answer}
-            metrics["student/logits"] = logits.detach()
+            metrics["student/logits"] = torch.cat([logits for logits, _ in told])
         return loss
 
     def draw(self, state: DualStudentState, images: int) -> Tensor:

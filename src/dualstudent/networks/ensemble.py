@@ -1,6 +1,7 @@
 """K students as one network, their running average, and the classifier that they make together."""
 
 import copy
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
@@ -67,6 +68,15 @@ class Students(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "s b k"]:
         logits = full(torch.stack([member(x) for member in self.members]))
         return logits if self.seen is None else self.seen(logits)
+
+    def in_turns(self, x: Float[Tensor, "b c h w"]) -> Iterator[Float[Tensor, "s b k"]]:
+        """Yield logits of a few students at a time: on a CPU of one, so that one graph is alive at once."""
+        if x.device.type != "cpu":
+            yield self(x)
+            return
+        for member in self.members:
+            logits = full(member(x)[None])
+            yield logits if self.seen is None else self.seen(logits)
 
 
 class Clone(nn.Module):

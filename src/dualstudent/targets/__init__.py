@@ -91,8 +91,7 @@ def _from_factory(kind: str, rest: str, options: TargetOptions, device: str | to
     made: Any = call_factory(rest)
     reference = f"{kind}:{rest}"
     if isinstance(made, Target) and not isinstance(made, nn.Module):
-        module = getattr(made, "module", None)
-        return Opened(made, reference, rest, weights_sum(module) if isinstance(module, nn.Module) else None)
+        return Opened(made, reference, rest)
     if options.shape is None or options.classes is None:
         raise UserError(f"{reference} does not say what it takes: give --shape C H W and --classes K")
     classes = None if options.classes == "unknown" else options.classes
@@ -101,7 +100,7 @@ def _from_factory(kind: str, rest: str, options: TargetOptions, device: str | to
         if not isinstance(made, nn.Module):
             raise UserError(f"{reference} returned a {type(made).__name__}, not a torch.nn.Module")
         target = ModuleTarget(made, spec, output=options.output, device=device)
-        return Opened(target, reference, rest.split(":")[-1], weights_sum(made))
+        return Opened(target, reference, rest.split(":")[-1])
     if not callable(made):
         raise UserError(f"{reference} returned a {type(made).__name__}, which cannot be called")
     return Opened(CallableTarget(made, spec, output=options.output), reference, rest.split(":")[-1])
