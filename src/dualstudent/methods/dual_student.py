@@ -125,6 +125,7 @@ class DualStudent(Method[DualStudentState]):
 
     def climb(self, state: DualStudentState) -> dict[str, Tensor]:
         """Ascend eq. 3, max_G ‖S1(x) − S2(x)‖₁: no target in sight, true gradients."""
+        state.student_descent.zero_grad()  # as large as the students, and not needed now
         x = state.generator(self.draw(state, self.batch))
         logits = state.students(x)
         gap = disagreement(logits).mean()

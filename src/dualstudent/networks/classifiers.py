@@ -26,6 +26,11 @@ def _conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Con
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 
+def _pooled(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c u v"]:
+    """Return max-pooling of the ReLU, in the order in which the ReLU has a quarter to do: they commute."""
+    return F.relu(F.max_pool2d(x, 2), inplace=True)
+
+
 class DigitsCNN(nn.Module):
     """3×3 convolutions 32, 32, pool, 64, pool, linear, with BatchNorm; for 8×8 digits and the like."""
 
@@ -40,8 +45,8 @@ class DigitsCNN(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        x = F.max_pool2d(F.relu(self.bn2(self.conv2(x)), inplace=True), 2)
-        x = F.max_pool2d(F.relu(self.bn3(self.conv3(x)), inplace=True), 2)
+        x = _pooled(self.bn2(self.conv2(x)))
+        x = _pooled(self.bn3(self.conv3(x)))
         return self.head(x.flatten(1))  # type: ignore[no-any-return]
 
 
@@ -60,8 +65,8 @@ class LeNet5(nn.Module):
         self.head = nn.Linear(widths[3], classes)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        x = F.max_pool2d(F.relu(self.conv1(x), inplace=True), 2)
-        x = F.max_pool2d(F.relu(self.conv2(x), inplace=True), 2)
+        x = _pooled(self.conv1(x))
+        x = _pooled(self.conv2(x))
         x = F.relu(self.fc2(F.relu(self.fc1(x.flatten(1)))))
         return self.head(x)  # type: ignore[no-any-return]
 
