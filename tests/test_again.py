@@ -110,12 +110,22 @@ def test_an_unreadable_snapshot_is_no_damaged_one(tmp_path: Path, monkeypatch: p
     target = Mine(0).eval()
     run = ds.extract(METHOD, target, queries=80, out=tmp_path / "r")
 
-    def denied(path: Any) -> Any:
+    honest = Path.open
+
+    def denied(path: Path, *args: Any, **more: Any) -> Any:
+        if not path.name.startswith("snapshot"):
+            return honest(path, *args, **more)
         raise PermissionError(13, "Permission denied", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr("dualstudent.checkpoint.zipfile.ZipFile", denied)
+        patch.setattr(Path, "open", denied)
         with pytest.raises(ds.UserError, match=r"cannot read .*: Permission denied"):
+            ds.resume(run.path, target, queries=160)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "dualstudent.checkpoint.torch.load", lambda *_, **__: (_ for _ in ()).throw(MemoryError())
+        )
+        with pytest.raises(ds.UserError, match="out of memory while reading"):
             ds.resume(run.path, target, queries=160)
     assert ds.resume(run.path, target, queries=160).result["bill"]["asked_again"] == 0
 
@@ -196,8 +206,13 @@ def test_a_plan_asks_nothing(access: ds.Access, linear: Callable[..., Linear]) -
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Softmax(1)).eval()
     weights = [w.clone() for w in network.parameters()]
     known = ds.ModuleTarget(network, ds.Spec((1, 8, 8), 4))
-    network.register_forward_hook(lambda *_: calls.append(1))
     assert experiment.estimate(METHOD, known, queries=1000).whole
+    network.register_forward_hook(lambda *_: calls.append(1))
+    assert not experiment.estimate(METHOD, known, queries=1000).whole
+    assert calls == []
+    few = ds.DualStudent(batch=8, width=4, noise_size=8, max_classes=4)
+    unknown = Linear(ds.Spec((1, 8, 8), None, access=ds.Access.LABEL), width=3)
+    assert experiment.estimate(few, unknown, queries=100, labels="hard").queries == 100
     assert all(torch.equal(a, b) for a, b in zip(weights, network.parameters(), strict=True))
 
 

@@ -19,6 +19,7 @@ import dualstudent as ds
 from dualstudent import parallel
 from dualstudent.methods import Phase, find
 from dualstudent.methods.base import constant, cut, descend, optimisers, pace, spend, split, steps_down
+from dualstudent.numerics import Numerics
 
 quick = settings(max_examples=150, deadline=None)
 batch_sizes, batch_counts = st.integers(2, 40), st.integers(1, 6)
@@ -197,6 +198,17 @@ class TestDescend:
         assert mine.item() == pytest.approx(3 - 0.1 * 5)
         assert others.item() == 5.0
         assert others.grad is None
+
+    def test_half_precision_follows_the_weights(self) -> None:
+        """A copy of the weights in half precision must not outlive the step that moves them."""
+        torch.manual_seed(0)
+        network, x = nn.Linear(8, 3), torch.rand(5, 8)
+        optimiser = torch.optim.SGD(network.parameters(), lr=1.0)
+        with Numerics("bf16").casting("cpu"):
+            descend(optimiser, network(x).float().square().mean())
+            inside = network(x)
+        with Numerics("bf16").casting("cpu"):
+            assert torch.equal(inside, network(x))
 
     def test_each_step_has_a_gradient_of_its_own(self) -> None:
         weight = torch.tensor([1.0], requires_grad=True)

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -100,14 +100,19 @@ class Snapshots:
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
-            with zipfile.ZipFile(path) as archive:
+            with path.open("rb") as file:
+                return self._parsed(file, path)
+        except OSError as error:  # it could not be opened: nothing is set aside for that
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+    def _parsed(self, file: BinaryIO, path: Path) -> dict[str, Any]:
+        try:
+            with zipfile.ZipFile(file) as archive:
                 damaged = archive.testzip()
-            values = torch.load(path, map_location="cpu", weights_only=True) if damaged is None else None
-        except OSError as error:
-            if error.errno is not None:  # not the file's fault: nothing is set aside for it
-                raise UserError(f"cannot read {path}: {error.strerror}") from error
-            raise _Unusable(f"{path} is truncated or no snapshot ({why(error)})") from error
+            file.seek(0)
+            values = torch.load(file, map_location="cpu", weights_only=True) if damaged is None else None
         except Exception as error:  # a torn file can fail in any way
+            _unless_memory(error, path)
             raise _Unusable(f"{path} is truncated or no snapshot ({why(error)})") from error
         if damaged is not None:
             raise _Unusable(f"{path} is damaged at {damaged}")
@@ -118,6 +123,12 @@ class Snapshots:
         if values["identity"] != self.identity:
             raise _Unusable(f"{path} belongs to another run")
         return values
+
+
+def _unless_memory(error: Exception, path: Path) -> None:
+    """Raise UserError where memory, not the file, is what is wanting."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "alloc" in str(error):
+        raise UserError(f"out of memory while reading {path}") from error
 
 
 class _Unusable(UserError):
@@ -138,4 +149,5 @@ def _restore(state: State, saved: dict[str, Any], path: Path) -> None:
         for name, part in parts.items():
             part.load_state_dict(saved[name])
     except (RuntimeError, ValueError, KeyError) as error:
+        _unless_memory(error, path)
         raise _Unusable(f"{path} belongs to another recipe: {str(error).splitlines()[-1].strip()}") from error

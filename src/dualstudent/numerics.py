@@ -48,7 +48,10 @@ class Numerics:
     def casting(self, device: str | torch.device) -> AbstractContextManager[object]:
         """Return the context in which a step computes; weights, losses and answers stay float32."""
         return torch.autocast(
-            torch.device(device).type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
+            torch.device(device).type,
+            dtype=torch.bfloat16,
+            enabled=self.precision == "bf16",
+            cache_enabled=False,  # a step moves the weights: copies from before it must not be used after
         )
 
 

@@ -189,6 +189,9 @@ def _judging(form: forms.Extracted, default: str | None) -> Images | None:
         return None
     if form.data is not None:
         return load_data(form.data, form.split, folder=form.data_dir)
+    if default is not None and default not in DATA_SETS and not Path(default).is_dir():
+        log.warning("the copy is not judged, its figures will be null: %s is not here (see --data)", default)
+        return None
     try:
         return None if default is None else load_data(default, form.split, folder=form.data_dir)
     except Missing as error:

@@ -29,6 +29,8 @@ def as_opened(target: Target | Opened) -> Opened:
 
 def weights_of(target: Target) -> str | None:
     """Return a digest of the network that a target is made of, None where it has none."""
+    while isinstance(target, LabelOnly):
+        target = target.inner
     module = target if isinstance(target, nn.Module) else getattr(target, "module", None)
     return weights_sum(module) if isinstance(module, nn.Module) else None
 

@@ -143,7 +143,8 @@ def _preset(method: Method[Any], name: str | None) -> str | None:
 def identity(manifest: dict[str, Any]) -> str:
     """Return a digest of what a snapshot must agree with: recipe, labels, seed and target."""
     parts = [manifest[key] for key in ("method", "recipe", "labels", "seed")]
-    parts += [manifest["target"].get(key) for key in ("sha256", "weights", "spec")]
+    about = manifest["target"]
+    parts += [about[key] for key in ("sha256", "weights", "spec") if key in about]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -96,7 +96,7 @@ def train_target(
         network,
         {
             "arch": arch,
-            "data": train.name,
+            "data": train.name if train.name in DATA_SETS else str(Path(data).absolute()),
             "seed": seed,
             "epochs": epochs,
             "test_accuracy": accuracy,
