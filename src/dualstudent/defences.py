@@ -24,3 +24,10 @@ class LabelOnly:
         """Return one-hot rows."""
         answer = self.inner(x)
         return F.one_hot(answer.argmax(1), answer.shape[1]).to(answer.dtype)
+
+
+def bare(target: Target) -> Target:
+    """Return a target without the wrappers around it."""
+    while isinstance(target, LabelOnly):
+        target = target.inner
+    return target

@@ -1,5 +1,8 @@
 """The only door to a target: it charges first, checks the answer, and keeps no gradient."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -69,8 +72,8 @@ def _check_images(x: Tensor, spec: Spec) -> None:
         )
 
 
-def answered(target: Target, x: Tensor) -> object:
-    """Return a target's answer; whatever it raises becomes a TargetError in one line."""
+def answered(target: Callable[[Any], Any], x: Any) -> Any:
+    """Return what a target, or a model in it, answers to images; raises TargetError for what it raises."""
     try:
         return target(x)
     except UserError:

@@ -106,13 +106,12 @@ def _given(args: Sequence[str], flag: str) -> str:
 
 def _plain(kinds: str) -> str:
     """Return what an option takes, from tyro's names of it."""
-    for name, text in (("{None}", ""), ("{unknown}", "or 'unknown'"), ("INT", "a whole number")):
-        kinds = kinds.replace(name, text)
-    kinds = kinds.replace("FLOAT", "a number").replace(
-        "a whole number a whole number a whole number", "three whole numbers"
-    )
-    kinds = kinds.replace("a number a number", "two numbers")
-    return "give " + " ".join(kinds.replace("{", "").replace("}", "").split())
+    for name, text in (("INT", "whole number"), ("FLOAT", "number")):
+        count = len(re.findall(rf"\b{name}\b", kinds))
+        if count:
+            wanted = f"a {text}" if count == 1 else f"{count} {text}s"
+            return f"give {wanted}" + " or 'unknown'" * ("unknown" in kinds)
+    return f"give {kinds}"
 
 
 def _flags(form: type) -> list[str]:

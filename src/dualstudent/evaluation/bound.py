@@ -167,7 +167,7 @@ def _origin_faults(who: str, metrics: Metrics, witness: Witness) -> list[str]:
         if witness.ids is not None:  # classes that were seen before the step
             known &= again > MASKED / 2
         size = (logits * known).abs().max()
-        limit = ROUNDING[witness.numerics.precision if witness.numerics.precision != "auto" else "fp32"]
+        limit = ROUNDING[witness.numerics.on(images.device).precision]
         if ((again - logits) * known).abs().max() <= limit * size + 1e-6:
             return []
         if not torch.equal(again, witness.logits(images)):

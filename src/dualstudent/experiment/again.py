@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dualstudent.data import Images, load_data
-from dualstudent.defences import LabelOnly
+from dualstudent.defences import LabelOnly, bare
 from dualstudent.errors import UserError, unknown
 from dualstudent.experiment.folder import RunFolder
 from dualstudent.methods import Method, find
@@ -29,9 +29,8 @@ def as_opened(target: Target | Opened) -> Opened:
 
 def weights_of(target: Target) -> str | None:
     """Return a digest of the network that a target is made of, None where it has none."""
-    while isinstance(target, LabelOnly):
-        target = target.inner
-    module = target if isinstance(target, nn.Module) else getattr(target, "module", None)
+    inner = bare(target)
+    module = inner if isinstance(inner, nn.Module) else getattr(inner, "module", None)
     return weights_sum(module) if isinstance(module, nn.Module) else None
 
 

@@ -32,6 +32,7 @@ from dualstudent.files import read_json, read_tensors, write_json, write_tensors
 from dualstudent.ledger import Account, Shown
 from dualstudent.methods import Method
 from dualstudent.networks import Clone, load_student, save_student
+from dualstudent.networks.store import student_folder
 from dualstudent.numerics import AUTO, Numerics
 from dualstudent.spec import Labels, Target
 from dualstudent.targets import Opened, TargetOptions
@@ -329,7 +330,7 @@ def _keep_start(run: RunFolder, method: Method[Any]) -> None:
     start = getattr(method, "start", None)
     if start is None:
         return
-    origin = Path(start) / "student" if (Path(start) / "student").is_dir() else Path(start)
+    origin = student_folder(start)
     run.start.mkdir()
     for name in ("student.json", "model.safetensors"):
         shutil.copyfile(origin / name, run.start / name)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dualstudent import engine, parallel
-from dualstudent.defences import LabelOnly
+from dualstudent.defences import bare
 from dualstudent.errors import UserError
 from dualstudent.experiment.again import facing
 from dualstudent.ledger import Account
@@ -46,9 +46,9 @@ class StandIn:
 
     def __init__(self, target: Target, classes: int) -> None:
         self.spec, self.classes = target.spec, target.spec.classes or classes
-        inner = target.inner if isinstance(target, LabelOnly) else target
+        inner = bare(target)
         self.work: ModuleTarget | None = None
-        if isinstance(inner, ModuleTarget) and all(map(_plain, inner.module.modules())):
+        if isinstance(inner, ModuleTarget) and all(map(_known, inner.module.modules())):
             with contextlib.suppress(Exception):  # what cannot be copied is not timed
                 work = copy.deepcopy(inner)
                 for weight in work.module.parameters():
@@ -66,7 +66,7 @@ class StandIn:
         return made / made.sum(1, keepdim=True)
 
 
-def _plain(module: nn.Module) -> bool:
+def _known(module: nn.Module) -> bool:
     """Return whether a module does what its class says, and the class is torch's or ours."""
     own = "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks
     return not own and type(module).__module__.startswith(("torch.nn.", "dualstudent.networks."))

@@ -35,9 +35,7 @@ def load_student(path: str | Path) -> Clone:
     The module gives the mean logits (b, k) of its students for images in the bounds of its target;
     `.students[i]` is each of them. Raises UserError on a missing, damaged or foreign file.
     """
-    folder = Path(path)
-    if (folder / "student").is_dir():
-        folder = folder / "student"
+    folder = student_folder(path)
     about = read_json(folder / "student.json")
     try:
         spec, outputs = Spec.from_json(about["spec"]), int(about["outputs"])
@@ -49,10 +47,15 @@ def load_student(path: str | Path) -> Clone:
     return clone.eval()
 
 
+def student_folder(path: str | Path) -> Path:
+    """Return the folder of an extracted model, given that or its run's."""
+    inner = Path(path) / "student"
+    return inner if inner.is_dir() else Path(path)
+
+
 def student_spec(path: str | Path) -> Spec:
     """Return the spec that an extracted model was made for. Raises UserError."""
-    folder = Path(path) / "student" if (Path(path) / "student").is_dir() else Path(path)
-    return Spec.from_json(read_json(folder / "student.json").get("spec", {}))
+    return Spec.from_json(read_json(student_folder(path) / "student.json").get("spec", {}))
 
 
 def make_students(spec: Spec, arch: str, count: int, max_classes: int, start: str | None = None) -> Students:

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from dualstudent.errors import TargetError, UserError
+from dualstudent.oracle import answered
 from dualstudent.spec import Access, Spec
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class ModuleTarget:
         inputs = x.to(self.device)
         if self._affine is not None:
             inputs = (inputs - self._affine[0]) / self._affine[1]
-        return simplex(_guarded(self._forward, inputs), self.output, self.spec.classes).to(x.device)
+        return simplex(answered(self._forward, inputs), self.output, self.spec.classes).to(x.device)
 
     def _forward(self, inputs: Tensor) -> Any:
         if self.device.type != "cpu" or len(inputs) <= CHUNK:
@@ -75,19 +76,11 @@ class CallableTarget:
 
     def __call__(self, x: Float[Tensor, "b c h w"], /) -> Float[Tensor, "rows k"]:
         """Return rows on the simplex, as many as the model gives: the oracle counts and verifies them."""
-        answer = _guarded(lambda images: np.asarray(self.function(images)), x.cpu().numpy())
+        answer = answered(lambda images: np.asarray(self.function(images)), x.cpu().numpy())
         if answer.dtype.kind not in "fiub":
             raise TargetError(f"the target returned values of type {answer.dtype}: give numbers")
         tensor = torch.from_numpy(np.ascontiguousarray(answer))
         return simplex(tensor, self.output, self.spec.classes).to(x.device)
-
-
-def _guarded(function: Callable[[Any], Any], x: Any) -> Any:
-    try:
-        return function(x)
-    except Exception as error:  # whatever a user's model raises is one line for the user
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise TargetError(f"the target failed on images {tuple(x.shape)}: {reason}") from error
 
 
 def simplex(raw: object, output: Output, classes: int | None) -> Float[Tensor, "b k"]:
