@@ -36,6 +36,18 @@ def test_paper_run_stops_goes_on_and_reports(tmp_path: Path) -> None:
     assert call("paper/run.py", *words).stdout.splitlines()[-1] == "done", "a third call has nothing to do"
 
 
+def test_paper_speed_is_measured_beside_the_plain_loop(tmp_path: Path) -> None:
+    out = tmp_path / "speed.json"
+    done = call(
+        "paper/speed.py", "--dry", "--steps", "2", "--variants", "fp32-eager", "plain", "--out", str(out)
+    )
+    assert done.returncode == 0, done.stderr
+    ours, plain = json.loads(out.read_text())["variants"].values()
+    assert 0 < ours["ms"] < plain["ms"] * 3
+    assert set(ours["parts_ms"]) == {"climb", "ask", "imitate"}
+    assert all(ms > 0 for ms in ours["parts_ms"].values())
+
+
 @pytest.mark.slow
 def test_yardstick_measures_both_sides(tmp_path: Path) -> None:
     out = tmp_path / "results.json"

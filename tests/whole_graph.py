@@ -1,5 +1,7 @@
 """Run by test_whole_graph in a process of its own, without the hooks that check shapes."""
 
+from typing import Any
+
 import torch
 
 import dualstudent as ds
@@ -7,6 +9,7 @@ from conftest import Linear
 from dualstudent import engine, methods
 from dualstudent.ledger import Account
 from dualstudent.methods.base import modules
+from dualstudent.numerics import Numerics
 from dualstudent.oracle import Oracle
 from test_contract import ALL, quick
 
@@ -40,6 +43,33 @@ def main() -> None:
             ours, theirs = (state.clone.eval()(x) for state in (plain, traced))
             assert torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2), (ours - theirs).abs().max()
             print(name, preset, access.name, classes, "graphs", counts[0])
+    long_phases_alone_are_compiled()
+
+
+def long_phases_alone_are_compiled() -> None:
+    """The last, smaller step and who watches call the networks as they are: nothing is compiled for them."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compile, graphs = torch.nn.Module.compile, []
+
+    def traced(self: torch.nn.Module) -> None:
+        compile(self, backend="aot_eager")
+
+    torch.nn.Module.compile = traced  # type: ignore[method-assign]
+
+    def watch(moment: engine.Moment[Any]) -> bool:
+        moment.state.clone.eval()(torch.rand(7, 1, 8, 8))
+        moment.state.students.train()
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        return False
+
+    method = quick("dual-student", "paper")
+    budget = 3 * method.queries_per_step + 5
+    target = Linear(ds.Spec((1, 8, 8), 4), 4)
+    numerics = Numerics(compile="on")
+    engine.run(method, target, Account("attack", budget), budgets=[budget], numerics=numerics, watch=watch)
+    assert graphs == [graphs[0]] * 4, graphs
+    assert graphs[0] > 0, graphs
 
 
 if __name__ == "__main__":

@@ -37,7 +37,15 @@ class Size:
     changes: dict[str, Any]
 
 
-FULL = Size("cifar10", "test_lossless", "resnet34", "resnet18", 20_000_000, Training(epochs=40), {})
+FULL = Size(
+    "cifar10",
+    "test_lossless",
+    "resnet34",
+    "resnet18",
+    20_000_000,
+    Training(epochs=40, batch=256, rate=0.2),
+    {},
+)
 DRY = Size("digits", "test", "digits-cnn", "digits-cnn", 1_500, Training(epochs=2), {"batch": 32, "width": 8})
 
 

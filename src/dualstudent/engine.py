@@ -11,9 +11,10 @@ from dualstudent.checkpoint import Snapshots
 from dualstudent.errors import Stopped, UserError
 from dualstudent.ledger import Account, Shown
 from dualstudent.methods import Method, Metrics, Phase, State
-from dualstudent.methods.base import modules, pace
+from dualstudent.methods.base import capturable, modules, pace
 from dualstudent.numerics import AUTO, Numerics
 from dualstudent.oracle import Exchange, Oracle
+from dualstudent.programs import Graphs, Programs, known
 from dualstudent.spec import Spec, Target
 
 S = TypeVar("S", bound=State)
@@ -99,7 +100,8 @@ def run(
     numerics = numerics.on(device)
     numerics.apply(device)
     state = fresh(method, spec, seed=seed, device=device)
-    for module in modules(state) if numerics.compile == "on" else []:
+    compiled = [numerics.compiles(phase.steps) for phase in phases]
+    for module in modules(state) if any(compiled) else []:
         module.compile()
     if parallel.rank() > 0:
         parallel.meet()  # the first rank sets a damaged snapshot aside
@@ -113,9 +115,10 @@ def run(
     resumed(first, state)
     asked: list[Exchange] = []
     oracle = Oracle(target, account, shown, asked)
+    programs = _programs(state, device, any(compiled))
     total = sum(phase.steps for phase in phases)
     step = 0
-    for phase in phases:
+    for phase, worthwhile in zip(phases, compiled, strict=True):
         for i in range(phase.steps):
             step += 1
             if step <= first:
@@ -124,18 +127,28 @@ def run(
             pace(state, phase.schedule(i / phase.steps))
             before = account.spent
             asked.clear()
-            with numerics.casting(device):
+            with numerics.casting(device), programs.running(worthwhile):
                 metrics = phase.step(state, oracle)
             if account.spent - before != phase.cost:
                 raise RuntimeError(f"step {step} asked {account.spent - before} images, plan: {phase.cost}")
             parallel.average([b for m in modules(state) for b in m.buffers() if b.is_floating_point()])
-            stop = parallel.total(watch(Moment(step, total, account.spent, state, metrics, asked))) > 0
+            with programs.running(False):  # who watches has batches of other sizes
+                stop = parallel.total(watch(Moment(step, total, account.spent, state, metrics, asked))) > 0
             mine = snapshots if parallel.rank() == 0 else None  # the state is the same on all ranks
             if mine is not None and (stop or mine.due or step == total):
                 mine.save(step, state, account)
             if stop and step < total:
                 raise Stopped(f"stopped after {account.spent} queries")
     return state
+
+
+def _programs(state: State, device: str | torch.device, compiled: bool) -> Programs:
+    """Return how networks are called: captured too, on a GPU, unless several ranks meet in a step."""
+    alone = torch.device(device).type == "cuda" and parallel.world() == 1
+    if not (compiled and alone and known(modules(state))):
+        return Programs(compiled, None)
+    capturable(state, device)
+    return Programs(compiled, Graphs(device))
 
 
 def _restored(snapshots: Snapshots | None, state: State, account: Account) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dualstudent.errors import UserError, unknown
 
+WORTHWHILE = 200  # steps from which compiling, a minute for large networks, is won back
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 
 
@@ -19,7 +20,7 @@ class Numerics:
 
     precision: Precision = "auto"  # auto: tf32 on a GPU, fp32 on a CPU; bf16: students and generator only
     deterministic: bool = False  # on a GPU: bit for bit the same each time, and slower (a CPU always is)
-    compile: Literal["auto", "on", "off"] = "auto"  # networks by torch.compile; auto: on a GPU
+    compile: Literal["auto", "on", "off"] = "auto"  # networks by torch.compile; auto: in long phases on a GPU
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
@@ -31,8 +32,12 @@ class Numerics:
         if self.precision == "tf32" and not cuda:
             raise UserError(f"--precision tf32 needs a GPU, {device} has none: fp32 or bf16")
         precision = self.precision if self.precision != "auto" else ("tf32" if cuda else "fp32")
-        compile = self.compile if self.compile != "auto" else ("on" if cuda else "off")
+        compile = self.compile if self.compile != "auto" or cuda else "off"
         return replace(self, precision=precision, compile=compile)
+
+    def compiles(self, steps: int) -> bool:
+        """Return whether a phase of so many steps is compiled: a single one never is."""
+        return steps > {"off": steps, "on": 1, "auto": WORTHWHILE}[self.compile]
 
     def apply(self, device: str | torch.device) -> None:
         """Set torch's switches, which hold for the whole process; a CPU needs none."""

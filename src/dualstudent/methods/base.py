@@ -3,12 +3,13 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from dualstudent import parallel
 from dualstudent.errors import UserError, unknown
@@ -163,6 +164,19 @@ def descend(optimiser: torch.optim.Optimizer, losses: Float[Tensor, ""] | Iterat
     optimiser.step()
 
 
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Want no gradients into a module's parameters: a compiled backward pass has them all otherwise."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
 def optimisers(state: State) -> list[torch.optim.Optimizer]:
     """Return the optimisers of a state, in the order of its fields."""
     return [value for value in _parts(state) if isinstance(value, torch.optim.Optimizer)]
@@ -181,4 +195,19 @@ def pace(state: State, factor: float) -> None:
     """Set every learning rate to its initial value times a factor."""
     for optimiser in optimisers(state):
         for group in optimiser.param_groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+            rate = group.setdefault("initial_lr", group["lr"]) * factor
+            if isinstance(group["lr"], Tensor):  # where a captured program finds it
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+
+def capturable(state: State, device: str | torch.device) -> None:
+    """Let the optimisers of a state be captured: learning rates in tensors on the device."""
+    for optimiser in optimisers(state):
+        for group in optimiser.param_groups:
+            rate = float(group["lr"])
+            group.setdefault("initial_lr", rate)
+            group["lr"] = torch.tensor(rate, device=device)
+            if "capturable" in group:
+                group["capturable"] = True

@@ -10,9 +10,10 @@ from torch import Tensor
 from dualstudent import parallel
 from dualstudent.errors import UserError, unknown
 from dualstudent.losses import cross_entropy, disagreement, l1, recover_logits
-from dualstudent.methods.base import Method, Metrics, Phase, descend, spend, steps_down
+from dualstudent.methods.base import Method, Metrics, Phase, descend, frozen, spend, steps_down
 from dualstudent.networks import Average, Clone, Generator, Students, make_students
 from dualstudent.oracle import Oracle
+from dualstudent.programs import call
 from dualstudent.spec import Access, Spec
 
 Noise = Literal["normal", "uniform"]
@@ -125,19 +126,29 @@ class DualStudent(Method[DualStudentState]):
 
     def climb(self, state: DualStudentState) -> dict[str, Tensor]:
         """Ascend eq. 3, max_G ‖S1(x) − S2(x)‖₁: no target in sight, true gradients."""
-        state.student_descent.zero_grad()  # as large as the students, and not needed now
-        x = state.generator(self.draw(state, self.batch))
-        logits = state.students(x)
-        gap = disagreement(logits).mean()
-        descend(state.generator_descent, -gap)
-        return {"gap": gap.detach(), "generator/images": x.detach(), "generator/logits": logits.detach()}
+
+        def climb(z: Tensor) -> tuple[Tensor, ...]:
+            state.student_descent.zero_grad()  # as large as the students, and not needed now
+            x = state.generator(z)
+            with frozen(state.students):
+                logits = state.students(x)
+                gap = disagreement(logits).mean()
+                descend(state.generator_descent, -gap)
+            return gap.detach(), x.detach(), logits.detach()
+
+        gap, x, logits = call("climb", climb, self.draw(state, self.batch))
+        return {"gap": gap, "generator/images": x, "generator/logits": logits}
 
     @torch.no_grad()
     def ask(
         self, state: DualStudentState, oracle: Oracle, sizes: Sequence[int]
     ) -> list[tuple[Tensor, Tensor]]:
         """Ask fresh images, all batches of an iteration at once: nothing moves the generator in between."""
-        images = [oracle.spec.quantise(state.generator(self.draw(state, size))) for size in sizes]
+
+        def make(z: Tensor) -> tuple[Tensor]:
+            return (oracle.spec.quantise(state.generator(z)),)
+
+        images = [x for size in sizes for x in call("ask", make, self.draw(state, size))]
         answers = torch.split(oracle(torch.cat(images)), [len(x) for x in images])
         return list(zip(images, answers, strict=True))
 
@@ -147,22 +158,27 @@ class DualStudent(Method[DualStudentState]):
         """Descend min L_S(S_i(x), T(x)) for each student on the same batch."""
         if state.students.seen is not None:
             answer = state.students.seen.learn(answer)
-        told: list[tuple[Tensor, Tensor]] = []
 
-        def losses() -> Iterator[Tensor]:
-            for logits in state.students.in_turns(x):
-                if spec.access == Access.LABEL:
-                    each = cross_entropy(logits, answer).mean(1)
-                else:
-                    each = l1(logits, recover_logits(answer)).mean(1)
-                told.append((logits.detach(), each.detach()))
-                yield each.sum()
+        def imitate(x: Tensor, answer: Tensor) -> tuple[Tensor, ...]:
+            told: list[tuple[Tensor, Tensor]] = []
 
-        descend(state.student_descent, losses())
-        loss = torch.cat([each for _, each in told]).mean()
+            def losses() -> Iterator[Tensor]:
+                for logits in state.students.in_turns(x):
+                    if spec.access == Access.LABEL:
+                        each = cross_entropy(logits, answer).mean(1)
+                    else:
+                        each = l1(logits, recover_logits(answer)).mean(1)
+                    told.append((logits.detach(), each.detach()))
+                    yield each.sum()
+
+            descend(state.student_descent, losses())
+            logits, each = (torch.cat(parts) for parts in zip(*told, strict=True))
+            return each.mean(), logits
+
+        loss, logits = call("imitate", imitate, x, answer)
         if "student/loss" not in metrics:  # the first batch: its students are those before the step
             metrics |= {"student/loss": loss, "student/images": x, "student/answers": answer}
-            metrics["student/logits"] = torch.cat([logits for logits, _ in told])
+            metrics["student/logits"] = logits
         return loss
 
     def draw(self, state: DualStudentState, images: int) -> Tensor:

@@ -71,6 +71,23 @@ class LeNet5(nn.Module):
         return self.head(x)  # type: ignore[no-any-return]
 
 
+def _fusible(conv: nn.Conv2d, x: Tensor) -> bool:
+    """Return whether cuDNN may take bias, shortcut and ReLU along: a folded network that is asked."""
+    asked = x.is_cuda and conv.bias is not None and not torch.is_grad_enabled() and x.dtype == torch.float32
+    plain = torch.is_autocast_enabled("cuda") or torch.are_deterministic_algorithms_enabled()
+    return asked and not plain and not torch.compiler.is_compiling()
+
+
+def _fused(conv: nn.Conv2d, x: Float[Tensor, "b c h w"], more: Tensor | None = None) -> Tensor:
+    """Return relu(conv(x) + more) in one kernel."""
+    stride, dilation, padding = conv.stride, conv.dilation, [side // 2 for side in conv.kernel_size]
+    if more is None:
+        return torch.cudnn_convolution_relu(x, conv.weight, conv.bias, stride, padding, dilation, 1)
+    return torch.cudnn_convolution_add_relu(
+        x, conv.weight, more, 1.0, conv.bias, stride, padding, dilation, 1
+    )
+
+
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut (He et al. 2016); the shortcut is 1×1 where shapes differ."""
 
@@ -83,6 +100,8 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(_conv(inputs, outputs, stride, kernel=1), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d u v"]:
+        if _fusible(self.conv1, x):
+            return _fused(self.conv2, _fused(self.conv1, x), self.shortcut(x))
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
         return F.relu(out.add_(self.shortcut(x)), inplace=True)
 
@@ -104,7 +123,11 @@ class ResNet(nn.Module):
         self.head = nn.Linear(inputs, classes)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        x = self.blocks(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        if _fusible(self.conv1, x):
+            x = _fused(self.conv1, x.contiguous(memory_format=torch.channels_last))
+        else:
+            x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = self.blocks(x)
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 

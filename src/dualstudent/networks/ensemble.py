@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -68,6 +69,11 @@ class Students(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "s b k"]:
         logits = full(torch.stack([member(x) for member in self.members]))
         return logits if self.seen is None else self.seen(logits)
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile the members one by one: those of one architecture share one program."""
+        for member in self.members:
+            member.compile(*args, **options)
 
     def in_turns(self, x: Float[Tensor, "b c h w"]) -> Iterator[Float[Tensor, "s b k"]]:
         """Yield logits of a few students at a time: on a CPU of one, so that one graph is alive at once."""

@@ -1,0 +1,91 @@
+"""Programs captured as CUDA graphs compute what they compute uncaptured; the rest of a GPU's own ways."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import dualstudent as ds
+from dualstudent import engine
+from dualstudent.ledger import Account
+from dualstudent.methods.base import modules
+from dualstudent.networks import classifier, folded
+from dualstudent.numerics import Numerics
+from dualstudent.programs import Graphs, known
+from dualstudent.targets import ModuleTarget
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+STEPS = 30
+
+
+def weights(student: str, *, captured: bool, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    target = ModuleTarget(
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4)),
+        ds.Spec((1, 8, 8), 4),
+        output="logits",
+        device="cuda",
+    )
+    method = ds.DualStudent(student=student, batch=32, width=8, drops=(0.5,), average=0.9, average_every=2)
+    budget = STEPS * method.queries_per_step
+    monkeypatch.setattr(engine, "Graphs", Graphs if captured else lambda device: None)
+    state = engine.run(
+        method,
+        target,
+        Account("attack", budget),
+        budgets=[budget],
+        device="cuda",
+        numerics=Numerics("fp32", deterministic=True, compile="on"),
+    )
+    return [
+        value.clone()
+        for module in modules(state)
+        for value in module.state_dict().values()
+        if isinstance(value, torch.Tensor)
+    ]
+
+
+@cuda
+def test_captured_run_is_the_same_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = weights("digits-cnn", captured=True, monkeypatch=monkeypatch)
+    theirs = weights("digits-cnn", captured=False, monkeypatch=monkeypatch)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+class Looks(torch.nn.Module):
+    """A user's student that looks at a value: it cannot be captured."""
+
+    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(shape[0] * shape[1] * shape[2], classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.linear(x.flatten(1))
+        return y if y.mean().item() > -1e9 else -y
+
+
+def test_networks_of_users_are_not_captured() -> None:
+    method, spec = ds.DualStudent(student="digits-cnn"), ds.Spec((1, 8, 8), 4)
+    assert known(modules(method.init(spec)))
+    assert not known([Looks((1, 8, 8), 4)])
+    assert not known([torch.nn.Sequential(torch.nn.Flatten(), Looks((1, 8, 8), 4))])
+
+
+@cuda
+def test_student_that_looks_at_a_value_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    ours = weights("torch:test_programs:Looks", captured=True, monkeypatch=monkeypatch)
+    assert all(value.isfinite().all() for value in ours)
+
+
+@cuda
+def test_fused_target_answers_the_same() -> None:
+    torch.manual_seed(0)
+    network = classifier("resnet8", (3, 32, 32), 10)
+    with torch.no_grad():
+        network(torch.randn(64, 3, 32, 32))
+    x = torch.rand(32, 3, 32, 32)
+    theirs = network.eval()(x)
+    with torch.inference_mode():
+        ours = folded(network).to("cuda", memory_format=torch.channels_last)(x.cuda())  # type: ignore[call-overload]
+    assert torch.allclose(ours.cpu(), theirs, rtol=1e-2, atol=1e-3)
