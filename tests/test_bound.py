@@ -13,9 +13,10 @@ from conftest import Linear
 from dualstudent import engine, losses
 from dualstudent.evaluation import Witness, before, bound
 from dualstudent.ledger import Account
-from dualstudent.methods import dual_student
+from dualstudent.methods import dual_student, game
 from dualstudent.methods.base import descend
 from dualstudent.methods.dual_student import DualStudent, DualStudentState
+from dualstudent.methods.game import noise, told
 from dualstudent.oracle import Oracle
 
 QUICK: dict[str, Any] = {"batch": 16, "width": 8, "noise_size": 16, "student": "digits-cnn"}
@@ -76,8 +77,8 @@ class AsksInTurns(DualStudent):
         self, state: DualStudentState, oracle: Oracle, sizes: Sequence[int]
     ) -> list[tuple[Tensor, Tensor]]:
         with torch.no_grad():
-            images = [state.generator(self.draw(state, size)) for size in sizes]
-        return [(x, oracle(x)) for x in images]
+            images = [state.generator(noise(state, size)) for size in sizes]
+        return [(x, told(state.students, oracle(x))) for x in images]
 
 
 def test_honest_in_several_questions_with_unknown_classes() -> None:
@@ -143,7 +144,7 @@ class ClimbsBefore(DualStudent):
     honest: bool = False  # whether it records what it did
 
     def climb(self, state: DualStudentState) -> dict[str, Tensor]:
-        x = state.generator.preactivation(self.draw(state, self.batch))
+        x = state.generator.preactivation(noise(state, self.batch))
         logits = state.students(x)
         gap = losses.disagreement(logits).mean()
         descend(state.generator_descent, -gap)
@@ -156,7 +157,7 @@ class ClimbsProbabilities(DualStudent):
     """Broken: the generator climbs the disagreement of probabilities, and says so throughout."""
 
     def climb(self, state: DualStudentState) -> dict[str, Tensor]:
-        x = state.generator(self.draw(state, self.batch))
+        x = state.generator(noise(state, self.batch))
         logits = state.students(x).softmax(2)
         gap = losses.disagreement(logits).mean()
         descend(state.generator_descent, -gap)
@@ -212,7 +213,7 @@ def test_mismatched_logit_spaces_are_caught(
     linear: Callable[..., Linear], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The students learn log p without its mean removed, the bound is in recovered logits."""
-    monkeypatch.setattr(dual_student, "recover_logits", lambda p: p.clamp_min(1e-38).log())
+    monkeypatch.setattr(game, "recover_logits", lambda p: p.clamp_min(1e-38).log())
     assert "another space" in faults(DualStudent(**QUICK), linear())
 
 
@@ -229,5 +230,5 @@ def test_argmax_of_soft_labels_is_caught(
     def silently_hard(s: Tensor, t: Tensor) -> Tensor:
         return losses.cross_entropy(s, torch.nn.functional.one_hot(t.argmax(1), t.shape[1]).float())
 
-    monkeypatch.setattr(dual_student, "l1", silently_hard)
+    monkeypatch.setattr(game, "l1", silently_hard)
     assert "another space" in faults(DualStudent(**QUICK), linear())

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import dualstudent as ds
+from dualstudent import methods
 from dualstudent.cli import main
 
 QUICK = ["--batch", "16", "--width", "8", "--noise-size", "16", "--points", "4", "--threads", "1"]
@@ -191,7 +192,8 @@ def test_third_parties_register_methods(
     point = EntryPoint("mine", "thirdparty:Mine", "dualstudent.methods")
     monkeypatch.setattr("dualstudent.plugins.entry_points", lambda group: [point])
     assert main(["list", "--json"]) == 0
-    assert [m["name"] for m in json.loads(capsys.readouterr().out)["methods"]] == ["dual-student", "mine"]
+    names = [m["name"] for m in json.loads(capsys.readouterr().out)["methods"]]
+    assert names == [*(method.name for method in methods.BUILT_IN), "mine"]
     words = extract(digits_target, tmp_path / "r", "--gain", "2", queries="50")
     words[1] = "mine"
     assert main(words) == 0

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from dualstudent import methods
 from dualstudent.cli import main
+from dualstudent.spec import Access
 
 SEEDS = (0, 1, 2)
 seconds: list[float] = []  # of each demo
@@ -50,6 +52,35 @@ def test_demo_time(demos: list[Path]) -> None:
     """150 s on two cores, once installed."""
     assert len(demos) == len(seconds)
     assert statistics.median(seconds) <= 150
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A target on digits."""
+    folder = tmp_path_factory.mktemp("digits") / "target"
+    assert main(["target", "train", "digits", "--arch", "digits-cnn", "--out", str(folder)]) == 0
+    return folder
+
+
+LAST = {name: list(kind.presets)[-1] for name, kind in methods.registry().items()}  # for small budgets
+LEARNERS = [
+    (name, labels)
+    for name, kind in methods.registry().items()
+    for labels in ("soft", "hard")
+    if labels == "soft" or kind.needs == Access.LABEL
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "labels"), LEARNERS)
+def test_every_method_learns(name: str, labels: str, digits: Path, tmp_path: Path) -> None:
+    """At 50k queries: agreement 0.30 from probabilities, 0.20 from labels."""
+    words = ["--queries", "50k", "--labels", labels, "--preset", LAST[name], "--out", str(tmp_path / "run")]
+    assert main(["extract", name, "--target", str(digits), *words]) == 0
+    result = read(tmp_path / "run" / "result.json")
+    assert result["spent"] == 50_000
+    print(name, labels, result["agreement"])
+    assert result["agreement"] >= (0.30 if labels == "soft" else 0.20)
 
 
 @pytest.mark.slow

@@ -21,8 +21,9 @@ import dualstudent as ds
 from dualstudent import engine
 from dualstudent.ledger import Account, Shown
 from dualstudent.machine import keep_memory
+from dualstudent.methods import game
 from dualstudent.methods.base import modules
-from dualstudent.networks import classifier, folded, winograd
+from dualstudent.networks import classifier, doubled, folded, winograd
 from dualstudent.oracle import Oracle
 from dualstudent.targets import ModuleTarget
 
@@ -96,11 +97,11 @@ def operations(kind: str, case: str, batch: int) -> dict[str, float]:
         for module in modules(state):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         oracle = Oracle(target, Account("attack"), Shown())
-        [(x, answer)] = method.ask(state, oracle, [batch])
+        [(x, answer)] = game.ask(state, oracle, game.make(state, oracle, [batch]))
         parts = [
             (1, lambda: method.climb(state)),
-            (STEPS, lambda: method.ask(state, oracle, [batch])),
-            (STEPS, lambda: method.imitate(state, target.spec, x, answer, {})),
+            (STEPS, lambda: game.ask(state, oracle, game.make(state, oracle, [batch]))),
+            (STEPS, lambda: game.learn(state, game.usual(target.spec), x, answer)),
         ]
     total = {"cpu_s": 0.0, "wall_s": 0.0}
     for times, part in parts:
@@ -114,7 +115,7 @@ def operations(kind: str, case: str, batch: int) -> dict[str, float]:
 
 def flops(case: str) -> float:
     """Return the FLOPs of the engine's iteration for each query, all convolutions taken directly."""
-    winograd.WIDE = 1 << 30
+    winograd.WIDE = doubled.WIDE = 1 << 30
     method, target = side("engine", case, 8)
     state = method.init(target.spec)
     with FlopCounterMode(display=False) as count:

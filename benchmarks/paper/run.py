@@ -43,7 +43,7 @@ FULL = Size(
     "resnet34",
     "resnet18",
     20_000_000,
-    Training(epochs=40, batch=256, rate=0.2),
+    Training(epochs=80, batch=256, rate=0.2),
     {},
 )
 DRY = Size("digits", "test", "digits-cnn", "digits-cnn", 1_500, Training(epochs=2), {"batch": 32, "width": 8})

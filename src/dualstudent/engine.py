@@ -146,7 +146,7 @@ def _programs(state: State, device: str | torch.device, compiled: bool) -> Progr
     """Return how networks are called: captured too, on a GPU, unless several ranks meet in a step."""
     alone = torch.device(device).type == "cuda" and parallel.world() == 1
     if not (compiled and alone and known(modules(state))):
-        return Programs(compiled, None)
+        return Programs(compiled)
     capturable(state, device)
     return Programs(compiled, Graphs(device))
 

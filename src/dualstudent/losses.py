@@ -32,3 +32,32 @@ def disagreement(s: Float[Tensor, "s b k"]) -> Float[Tensor, "b"]:
     """Return the mean ℓ1 distance over all pairs of students (eq. 3; for two, ‖S1 − S2‖)."""
     first, second = torch.triu_indices(len(s), len(s), offset=1, device=s.device)
     return (s[first] - s[second]).abs().mean(2).mean(0)
+
+
+def kl(s: Float[Tensor, "s b k"], t: Float[Tensor, "b k"]) -> Float[Tensor, "s b"]:
+    """Return KL(t ‖ softmax(s)), nats: probabilities of the target on one side, logits on the other."""
+    entropy: Tensor = torch.special.entr(t).sum(1)
+    return cross_entropy(s, t) - entropy
+
+
+def multi_margin(s: Float[Tensor, "s b k"], t: Float[Tensor, "b k"]) -> Float[Tensor, "s b"]:
+    """Return the mean over classes of max(0, 1 − s_label + s_other), the label being the top of a row."""
+    label = t.argmax(1)[None, :, None].expand(len(s), -1, 1)
+    margins = (1 - s.gather(2, label) + s).clamp_min(0)
+    return (margins.sum(2) - margins.gather(2, label).squeeze(2)) / s.shape[2]
+
+
+def spread(s: Float[Tensor, "s b k"]) -> Float[Tensor, "b"]:
+    """Return the mean over classes of the students' standard deviation of probabilities (DisGUIDE).
+
+    Where they are all alike, a masked class for one, its gradient is 0.
+    """
+    variance = s.softmax(2).var(0)
+    apart = variance > 0
+    return (torch.where(apart, variance, 1).sqrt() * apart).mean(1)
+
+
+def imbalance(s: Float[Tensor, "s b k"]) -> Float[Tensor, ""]:
+    """Return Σ ω log ω of the mean class probabilities ω of a batch: 0 for one class, −log k for all."""
+    share = s.softmax(2).mean((0, 1)).clamp_min(torch.finfo(torch.float32).tiny)
+    return (share * share.log()).sum()

@@ -68,7 +68,7 @@ def known(modules: Iterable[nn.Module]) -> bool:
 class Programs:
     """How the networks of a run are called: as they are, or compiled and, with `graphs`, captured."""
 
-    def __init__(self, compiled: bool, graphs: Graphs | None) -> None:
+    def __init__(self, compiled: bool, graphs: Graphs | None = None) -> None:
         self.compiled, self.graphs = compiled, graphs
 
     @contextmanager

@@ -19,6 +19,7 @@ COMMANDS = {
     "extract": "copy a target from its answers",
     "resume": "go on with a stopped run, or extend a finished one",
     "evaluate": "judge a run's clone on other test images",
+    "transfer": "attack a run's target with images made on its clone",
     "sweep": "do many runs that one file describes",
     "report": "make one HTML page of runs",
     "export": "write a run's clone as ONNX",

@@ -234,6 +234,39 @@ def evaluate_command(args: list[str]) -> int:
     return 0
 
 
+def transfer_command(args: list[str]) -> int:
+    """dualstudent transfer."""
+    from dualstudent.report import transfer_png
+
+    form = parse(forms.TransferForm, args, "transfer", "Attack a run's target with its clone.")
+    if form.images < 1 or not form.eps or not form.attacks:
+        raise UserError("give at least one image, one attack and one size: --images, --attacks, --eps")
+    data = load_data(form.data, form.split, folder=form.data_dir)[: form.images]
+    attacks = experiment.sweep_over(
+        form.attacks,
+        [size / 255 for size in form.eps],
+        step=form.step / 255,
+        iterations=form.iterations,
+        restarts=form.restarts,
+    )
+    found = experiment.attack_run(form.run, data, attacks, same_data=form.same_data, place=form.target)
+    table = Table(title=f"success on {found['rows'][0]['right']:,} images classified rightly")
+    for column in ("proxy", "attack", "targeted", *(f"{size:g}/255" for size in form.eps)):
+        table.add_column(column, justify="left" if column in ("proxy", "attack", "targeted") else "right")
+    rows = found["rows"]
+    for at in range(0, len(rows), len(form.eps)):
+        first, shares = rows[at], [row["success"] for row in rows[at : at + len(form.eps)]]
+        table.add_row(
+            first["proxy"], first["kind"], "yes" if first["targeted"] else "no", *map(percent, shares)
+        )
+    console.print(table)
+    transfer_png(found, form.run / "transfer.png")
+    console.print(
+        f"{form.run / 'transfer.json'}, transfer.png; {found['asked']:,} images asked (transfer account)"
+    )
+    return 0
+
+
 def report_command(args: list[str]) -> int:
     """dualstudent report."""
     from dualstudent.report import render
@@ -276,6 +309,9 @@ def data_command(args: list[str]) -> int:
     return 0
 
 
+NEEDS = {"LABEL": "labels", "TOPK": "the largest probabilities", "PROBS": "probabilities"}
+
+
 def list_command(args: list[str]) -> int:
     """dualstudent list."""
     form = parse(forms.ListForm, args, "list", "What there is.")
@@ -296,11 +332,12 @@ def list_command(args: list[str]) -> int:
         print()
         return 0
     table = Table(title="methods", title_justify="left")
-    for column in ("name", "needs", "data-free", "queries a step", "presets"):
+    for column in ("name", "needs", "queries a step"):
         table.add_column(column)
     for row in rows:
         steps = ", ".join(f"{k} {v:,}" for k, v in row["queries_per_step"].items())
-        table.add_row(row["name"], row["needs"], str(row["data_free"]), steps, ", ".join(row["presets"]))
+        needs = NEEDS[row["needs"]] + ("" if row["data_free"] else ", images of others")
+        table.add_row(row["name"], needs, steps)
     console.print(table)
     console.print("architectures:", ", ".join(ARCHITECTURES), "(or torch:package.module:factory)")
     console.print("data sets:", ", ".join(DATA_SETS), "(or a folder of class folders)")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -97,6 +98,24 @@ class EvaluateForm:
     data: str  # data set, or a folder of class folders
     split: str = "test"
     data_dir: Path | None = None
+    target: str | None = None  # where the target lies now, if it has moved
+
+
+@dataclass(frozen=True)
+class TransferForm:
+    """Attack a run's target with images made on its clone: transfer.json and transfer.png in the run."""
+
+    run: tyro.conf.Positional[Path]
+    data: str  # test images that are attacked
+    split: str = "test"
+    data_dir: Path | None = None
+    images: int = 500  # of them, the first
+    attacks: tuple[Literal["fgsm", "bim", "pgd"], ...] = ("fgsm", "bim", "pgd")
+    eps: tuple[float, ...] = (1.0, 3.0, 8.0)  # sizes of the attacks, in 255ths of the pixel range
+    step: float = 1.0  # of bim and pgd, in 255ths
+    iterations: int = 10  # of bim and pgd
+    restarts: int = 1  # random starts of pgd
+    same_data: str | None = None  # target folder: a model trained on the same data, as another proxy
     target: str | None = None  # where the target lies now, if it has moved
 
 

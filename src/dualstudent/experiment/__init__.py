@@ -1,6 +1,7 @@
 """One run = one directory: extract, resume, evaluate, estimate, export."""
 
 from dualstudent.experiment.again import budget, choose_device
+from dualstudent.experiment.attacks import attack_run, sweep_over
 from dualstudent.experiment.core import Run, evaluate, extract, resume
 from dualstudent.experiment.estimate import Estimate, estimate
 from dualstudent.experiment.export import export_onnx
@@ -9,6 +10,7 @@ from dualstudent.experiment.folder import versions
 __all__ = [
     "Estimate",
     "Run",
+    "attack_run",
     "budget",
     "choose_device",
     "estimate",
@@ -16,5 +18,6 @@ __all__ = [
     "export_onnx",
     "extract",
     "resume",
+    "sweep_over",
     "versions",
 ]

@@ -10,7 +10,7 @@ from torch import nn
 from dualstudent.data import Images, load_data
 from dualstudent.defences import LabelOnly, bare
 from dualstudent.errors import UserError, unknown
-from dualstudent.experiment.folder import RunFolder
+from dualstudent.experiment.folder import RunFolder, describe_images
 from dualstudent.methods import Method, find
 from dualstudent.spec import Access, Labels, Spec, Target
 from dualstudent.targets import Opened, TargetOptions, open_target, weights_sum
@@ -48,6 +48,14 @@ def same_target(opened: Opened, manifest: dict[str, Any]) -> None:
     known = [(before, after) for before, after in sums if before is not None and after is not None]
     if known and known[0][0] != known[0][1]:
         raise UserError(f"{opened.name} holds another target than the run began with (other weights)")
+
+
+def same_outside(method: Method[Any], manifest: dict[str, Any]) -> None:
+    """Raise UserError if the images of others that a method asks are not those the run began with."""
+    began = manifest.get("outside")
+    now = method.outside(Spec.from_json(manifest["target"]["spec"]))
+    if (None if now is None else describe_images(now)) != began:
+        raise UserError(f"{getattr(now, 'name', 'the proxy')} holds other images than the run began with")
 
 
 def facing(target: Target, labels: Labels) -> Target:

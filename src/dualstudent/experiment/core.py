@@ -20,6 +20,7 @@ from dualstudent.experiment.again import (
     choose_device,
     facing,
     reopen,
+    same_outside,
     same_target,
     saved_data,
     saved_method,
@@ -165,6 +166,7 @@ def resume(
         raise UserError(f"{path} is finished: give --queries M to extend it")
     method = saved_method(run, manifest)
     engine.plan(method, manifest["budgets"])
+    same_outside(method, manifest)
     opened = reopen(manifest, place) if target is None else as_opened(target)
     same_target(opened, manifest)
     if manifest["data"] is not None:

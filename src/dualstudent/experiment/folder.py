@@ -14,6 +14,7 @@ from dualstudent.data import Images
 from dualstudent.errors import UserError
 from dualstudent.files import read_json, write_json
 from dualstudent.methods import Method
+from dualstudent.spec import Spec
 
 SCHEMA_VERSION = 1
 NEEDED = (
@@ -98,6 +99,11 @@ def vacant(path: Path, overwrite: bool) -> None:
         raise UserError(f"{path} holds another run: choose another --out, resume it, or say --overwrite")
 
 
+def describe_images(data: Images) -> dict[str, Any]:
+    """Return what tells one set of images from another."""
+    return {"name": data.name, "split": data.split, "images": len(data), "sha256": data.digest()}
+
+
 def describe(
     method: Method[Any],
     *,
@@ -112,20 +118,20 @@ def describe(
     command: list[str] | None,
 ) -> dict[str, Any]:
     """Return the manifest of a run: everything that makes it what it is."""
+    outside = method.outside(Spec.from_json(target["spec"]))
     return {
         "schema_version": SCHEMA_VERSION,
         "method": method.name,
         "preset": _preset(method, preset),
         "recipe": asdict(method),
-        "data_free": method.data_free,
+        "data_free": outside is None,
+        "outside": None if outside is None else describe_images(outside),
         "bounded": method.bounded,
         "labels": labels,
         "seed": seed,
         "budgets": budgets,
         "target": target,
-        "data": None
-        if data is None
-        else {"name": data.name, "split": data.split, "images": len(data), "sha256": data.digest()},
+        "data": None if data is None else describe_images(data),
         "device": device,
         **options,
         "versions": versions(),

@@ -137,9 +137,9 @@ class Recorder:
         limits = bound(moment.metrics, self.spec, witness)
         if limits is not None:
             point |= {name: limits[name] for name in ("space", "gap", "error", "tightness", "faults")}
-        if "student/images" in moment.metrics:
+        if moment.asked:
             _save_strip(
-                self.spec.decode(moment.metrics["student/images"][:PICTURES]),
+                self.spec.decode(moment.asked[-1][0][:PICTURES]),
                 self.folder.figures / f"asked-{moment.spent:09d}.png",
             )
         self.last = point

@@ -1,11 +1,13 @@
 """result.json: what came out, the flags that doubt it, and the bill."""
 
+import math
 from typing import Any
 
 from dualstudent.experiment.folder import SCHEMA_VERSION, RunFolder
 from dualstudent.experiment.recorder import Recorder, read_curve
 from dualstudent.ledger import Account, Shown
 
+LEVELS = (0.75, 0.80, 0.85, 0.90)  # of accuracy and agreement, whose price in queries is told
 COLLAPSE = 0.9  # share of one class among the answers that a flag calls a collapse
 EMPTY: dict[str, Any] = {
     "target_accuracy": None,
@@ -47,8 +49,10 @@ def compose(
         "extended_from": manifest["budgets"][:-1],
         **(EMPTY if figures is None else figures),
         "curve": [{name: v for name, v in point.items() if name != "space"} for point in curve],
+        "reached": {name: reached(curve, name) for name in ("agreement", "accuracy")},
         "bound": _bound(curve),
         "histogram": {str(label): count for label, count in histogram.items()},
+        "balance": balance(histogram, manifest["target"]["spec"]["classes"]),
         "complete": attack.spent == planned,
         "flags": _flags(manifest, attack.spent, planned, curve, histogram),
         "timing": {
@@ -58,6 +62,29 @@ def compose(
         },
         "bill": {"asked": attack.asked, "asked_again": attack.asked_again, "audit": audit.asked},
     }
+
+
+def reached(curve: list[dict[str, Any]], name: str) -> dict[str, float | None]:
+    """Return the queries at which a curve first reaches each of LEVELS, interpolated; None: not reached."""
+    found: dict[str, float | None] = {}
+    points = [(point["queries"], point[name]) for point in curve if point.get(name) is not None]
+    for level in LEVELS:
+        after = next((i for i, (_, value) in enumerate(points) if value >= level), None)
+        queries: float | None = None
+        if after is not None:
+            (x1, y1), (x0, y0) = points[after], points[after - 1] if after else (0, 0.0)
+            queries = round(x0 + (x1 - x0) * (level - y0) / (y1 - y0), 1) if y1 > y0 else float(x1)
+        found[f"{level:.2f}"] = queries
+    return found
+
+
+def balance(histogram: dict[int, int], classes: int | None) -> float | None:
+    """Return the entropy of the answered classes over its greatest value: 1 for all alike, 0 for one."""
+    total, width = sum(histogram.values()), classes or len(histogram)
+    if not total or width < 2:
+        return None
+    shares = [count / total for count in histogram.values()]
+    return -sum(share * math.log(share) for share in shares) / math.log(width)
 
 
 def _bound(curve: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -4,12 +4,45 @@ from typing import Any
 
 from dualstudent.errors import unknown
 from dualstudent.methods.base import Method, Metrics, Phase, State
+from dualstudent.methods.dfme import DFME
+from dualstudent.methods.dfms import DFMSHL, DFMSSL
+from dualstudent.methods.disguide import DisGUIDE
 from dualstudent.methods.dual_student import DualStudent
+from dualstudent.methods.knockoff import Knockoff
+from dualstudent.methods.maze import MAZE
+from dualstudent.methods.procedural import Noise, Procedural
 from dualstudent.plugins import installed
 
-BUILT_IN: tuple[type[Method[Any]], ...] = (DualStudent,)
+BUILT_IN: tuple[type[Method[Any]], ...] = (
+    DualStudent,
+    DFME,
+    MAZE,
+    DFMSSL,
+    DFMSHL,
+    DisGUIDE,
+    Procedural,
+    Noise,
+    Knockoff,
+)
 
-__all__ = ["BUILT_IN", "DualStudent", "Method", "Metrics", "Phase", "State", "find", "registry"]
+__all__ = [
+    "BUILT_IN",
+    "DFME",
+    "DFMSHL",
+    "DFMSSL",
+    "MAZE",
+    "DisGUIDE",
+    "DualStudent",
+    "Knockoff",
+    "Method",
+    "Metrics",
+    "Noise",
+    "Phase",
+    "Procedural",
+    "State",
+    "find",
+    "registry",
+]
 
 
 def registry() -> dict[str, type[Method[Any]]]:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dualstudent import parallel
+from dualstudent.data import Images
 from dualstudent.errors import UserError, unknown
 from dualstudent.networks import Clone
 from dualstudent.oracle import Oracle
@@ -54,7 +55,8 @@ class Phase(Generic[S]):
 class Method(ABC, Generic[S]):
     """A recipe: a frozen dataclass whose fields are its options and its record.
 
-    `needs` is the least a target must reveal; of the `presets`, the first is the default.
+    `needs` is the least a target must reveal; of the `presets`, the first is the default. `data_free`
+    says whether it can do without images of others: what a recipe asks of them is `outside`.
     """
 
     name: ClassVar[str]
@@ -84,6 +86,10 @@ class Method(ABC, Generic[S]):
     def phases(self, budget: int, done: int = 0) -> Sequence[Phase[S]]:
         """Return the plan for the queries from `done` to `budget`. Raises UserError."""
 
+    def outside(self, spec: Spec) -> Images | None:
+        """Return the images of others that are asked; None for a data-free recipe. Raises UserError."""
+        return None
+
     def at_least(self, **least: int | float) -> None:
         """Raise UserError for the first field that is below its least value."""
         for name, value in least.items():
@@ -95,6 +101,11 @@ class Method(ABC, Generic[S]):
 def steps_down(*at: float, factor: float = 0.3) -> Schedule:
     """Return the schedule that multiplies the rates by `factor` at each of the given progresses."""
     return lambda progress: factor ** sum(progress >= point for point in at)
+
+
+def cosine(progress: float) -> float:
+    """Take the learning rates down to zero along half a cosine."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def cut(schedule: Schedule, start: float, stop: float) -> Schedule:
@@ -117,34 +128,38 @@ def spend(
     *,
     batch: int,
     batches: int,
+    besides: int = 0,
+    rest: Callable[[S, Oracle, Sequence[int]], Metrics] | None = None,
     schedule: Schedule = constant,
 ) -> list[Phase[S]]:
     """Plan steps of `batches` batches of `batch` images that spend a budget to the last query.
 
-    What does not fill a step is asked in a last, smaller one; a single image over (with several
-    ranks: fewer than two for each) joins the step before it, since one image has no batch
+    A step asks `besides` more images by itself. What does not fill a step is asked in a last, smaller
+    one (`rest`, by default the same step), which asks nothing besides; a single image over (with
+    several ranks: fewer than two for each) joins the step before it, since one image has no batch
     statistics. The schedule runs over 0 … budget. Raises UserError for fewer than two queries.
     """
-    left, full, least = budget - done, batch * batches, 2 * parallel.world()
+    left, full, least = budget - done, batch * batches + besides, 2 * parallel.world()
     if min(left, batch) < least:
         what = f"{left} queries" if left < least else f"batches of {batch}"
         raise UserError(f"{what}: at least {least} are needed (batch statistics of one image do not exist)")
-    steps, rest = divmod(left, full)
-    if 0 < rest < least and steps:
-        steps, rest = steps - 1, rest + full
+    steps, over = divmod(left, full)
+    if 0 < over < least and steps:
+        steps, over = steps - 1, over + full
     plan: list[Phase[S]] = []
     turn = (done + steps * full) / budget
-    for name, count, sizes, start, stop in (
-        ("steps", steps, [batch] * batches, done / budget, turn),
-        ("rest", int(rest > 0), split(rest, batch, least) if rest else [], turn, 1.0),
+    last = split(over, batch, least) if over else []
+    for name, do, count, sizes, more, start, stop in (
+        ("steps", step, steps, [batch] * batches, besides, done / budget, turn),
+        ("rest", rest or step, int(over > 0), last, 0, turn, 1.0),
     ):
         if count:
             plan.append(
                 Phase(
                     name,
-                    lambda state, oracle, sizes=sizes: step(state, oracle, sizes),  # type: ignore[misc]
+                    lambda state, oracle, do=do, sizes=sizes: do(state, oracle, sizes),  # type: ignore[misc]
                     count,
-                    sum(sizes),
+                    sum(sizes) + more,
                     cut(schedule, start, stop),
                 )
             )

@@ -1,32 +1,26 @@
 """Dual Student Networks (Beetham, Kardan, Mian, Shah; ICLR 2023; arXiv 2309.10058)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor
 
-from dualstudent import parallel
 from dualstudent.errors import UserError, unknown
-from dualstudent.losses import cross_entropy, disagreement, l1, recover_logits
+from dualstudent.losses import disagreement
 from dualstudent.methods.base import Method, Metrics, Phase, descend, frozen, spend, steps_down
-from dualstudent.networks import Average, Clone, Generator, Students, make_students
+from dualstudent.methods.game import Noise, Players, adam, ask, learn, make, noise, sgd, usual
+from dualstudent.networks import Average, Clone, Generator, make_students
 from dualstudent.oracle import Oracle
 from dualstudent.programs import call
 from dualstudent.spec import Access, Spec
 
-Noise = Literal["normal", "uniform"]
-
 
 @dataclass
-class DualStudentState:
-    """The students, their generator, both optimisers and the running average."""
+class DualStudentState(Players):
+    """The players, and the students' running average."""
 
-    students: Students
-    generator: Generator
-    student_descent: torch.optim.SGD
-    generator_descent: torch.optim.Adam
     average: Average | None
 
     @property
@@ -100,18 +94,22 @@ class DualStudent(Method[DualStudentState]):
         rate = self.rate_hard if spec.access == Access.LABEL else self.rate_soft
         return DualStudentState(
             students,
+            sgd(students, rate, self.momentum, self.weight_decay),
             generator,
-            torch.optim.SGD(
-                students.parameters(), rate, self.momentum, weight_decay=self.weight_decay, fused=True
-            ),
-            torch.optim.Adam(generator.parameters(), self.generator_rate, fused=True),
+            adam(generator, self.generator_rate),
             Average(students, self.average, self.average_every) if self.average else None,
         )
 
     def phases(self, budget: int, done: int = 0) -> Sequence[Phase[DualStudentState]]:
         """Return iterations of `student_steps` batches that spend the budget; rates × 0.3 at `drops`."""
-        sizes = {"batch": self.batch, "batches": self.student_steps}
-        return spend(self.iterate, budget, done, **sizes, schedule=steps_down(*self.drops))
+        return spend(
+            self.iterate,
+            budget,
+            done,
+            batch=self.batch,
+            batches=self.student_steps,
+            schedule=steps_down(*self.drops),
+        )
 
     def iterate(self, state: DualStudentState, oracle: Oracle, sizes: Sequence[int]) -> Metrics:
         """Climb the students' disagreement, then ask and imitate one batch of each size."""
@@ -127,7 +125,7 @@ class DualStudent(Method[DualStudentState]):
     def climb(self, state: DualStudentState) -> dict[str, Tensor]:
         """Ascend eq. 3, max_G ‖S1(x) − S2(x)‖₁: no target in sight, true gradients."""
 
-        def climb(z: Tensor) -> tuple[Tensor, ...]:
+        def program(z: Tensor) -> tuple[Tensor, ...]:
             state.student_descent.zero_grad()  # as large as the students, and not needed now
             x = state.generator(z)
             with frozen(state.students):
@@ -136,53 +134,21 @@ class DualStudent(Method[DualStudentState]):
                 descend(state.generator_descent, -gap)
             return gap.detach(), x.detach(), logits.detach()
 
-        gap, x, logits = call("climb", climb, self.draw(state, self.batch))
+        gap, x, logits = call("climb", program, noise(state, self.batch, self.noise))
         return {"gap": gap, "generator/images": x, "generator/logits": logits}
 
-    @torch.no_grad()
     def ask(
         self, state: DualStudentState, oracle: Oracle, sizes: Sequence[int]
     ) -> list[tuple[Tensor, Tensor]]:
         """Ask fresh images, all batches of an iteration at once: nothing moves the generator in between."""
-
-        def make(z: Tensor) -> tuple[Tensor]:
-            return (oracle.spec.quantise(state.generator(z)),)
-
-        images = [x for size in sizes for x in call("ask", make, self.draw(state, size))]
-        answers = torch.split(oracle(torch.cat(images)), [len(x) for x in images])
-        return list(zip(images, answers, strict=True))
+        return ask(state, oracle, make(state, oracle, sizes, self.noise))
 
     def imitate(
         self, state: DualStudentState, spec: Spec, x: Tensor, answer: Tensor, metrics: dict[str, Tensor]
     ) -> Tensor:
         """Descend min L_S(S_i(x), T(x)) for each student on the same batch."""
-        if state.students.seen is not None:
-            answer = state.students.seen.learn(answer)
-
-        def imitate(x: Tensor, answer: Tensor) -> tuple[Tensor, ...]:
-            told: list[tuple[Tensor, Tensor]] = []
-
-            def losses() -> Iterator[Tensor]:
-                for logits in state.students.in_turns(x):
-                    if spec.access == Access.LABEL:
-                        each = cross_entropy(logits, answer).mean(1)
-                    else:
-                        each = l1(logits, recover_logits(answer)).mean(1)
-                    told.append((logits.detach(), each.detach()))
-                    yield each.sum()
-
-            descend(state.student_descent, losses())
-            logits, each = (torch.cat(parts) for parts in zip(*told, strict=True))
-            return each.mean(), logits
-
-        loss, logits = call("imitate", imitate, x, answer)
+        loss, logits = learn(state, usual(spec), x, answer)
         if "student/loss" not in metrics:  # the first batch: its students are those before the step
             metrics |= {"student/loss": loss, "student/images": x, "student/answers": answer}
             metrics["student/logits"] = logits
         return loss
-
-    def draw(self, state: DualStudentState, images: int) -> Tensor:
-        """Return this rank's share of fresh noise vectors (b, noise_size)."""
-        make = torch.randn if self.noise == "normal" else torch.rand
-        device = state.generator.linear.weight.device
-        return make(parallel.shard(images), self.noise_size, device=device)

@@ -1,5 +1,6 @@
 """Nearest ×2 upsampling and a 3×3 convolution in one, with fewer multiplications; a narrow convolution."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dualstudent.networks.winograd import usable
+from dualstudent.networks.winograd import product, usable
 
 WIDE = 64  # channels in and out from which the way of nine products pays (benchmarks/engine)
-TOGETHER = 512  # pixels worked on at once: what they become stays in the cache
+TOGETHER = 1024  # pixels worked on at once: what they become stays in the cache
 TAPS = torch.tensor([[1.0, 1, 1], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)  # S, w0, w2 of one direction
 
 
@@ -34,7 +35,8 @@ class Doubled(torch.autograd.Function):
     """`doubled` with nine products for four pixels, of which direct convolution takes 36.
 
     In one direction an even pixel is S x − w0 x + w0 left, an odd one S x − w2 x + w2 right, with
-    S = w0 + w1 + w2: three products a pixel. All nine of both directions are one matrix product.
+    S = w0 + w1 + w2: three products a pixel, with whole rows of pixels in a matrix. Of each, three for
+    the other direction.
     """
 
     @staticmethod
@@ -43,10 +45,10 @@ class Doubled(torch.autograd.Function):
         (b, _, h, wide), d, u = x.shape, len(w), _products(w)
         y = x.new_empty(b, 2 * h, 2 * wide, d)
         for part, out in zip(_parts(x), torch.split(y, _images(x)), strict=True):
-            products = (_pixels(part) @ u.t()).view(len(part), h, wide, 3, 3, d)
-            rows = part.new_empty(len(part), h, 2 * wide, 3, d)
-            _interleave(products.unbind(4), rows, 2)
-            _interleave(rows.unbind(3), out, 1)
+            pixels = _pixels(part)
+            rows = part.new_empty(len(part), 2 * h, wide, 3, d)
+            _interleave([product(pixels, each).view(-1, h, 3 * wide * d) for each in u], rows.flatten(2), 1)
+            _interleave(rows.unbind(3), out, 2)
         return y.permute(0, 3, 1, 2)
 
     @staticmethod
@@ -58,20 +60,22 @@ class Doubled(torch.autograd.Function):
         dx = torch.empty_like(x, memory_format=torch.channels_last) if need_x else None
         du = torch.zeros_like(u) if need_w else None
         for i, (part, dy) in enumerate(zip(_parts(x), _parts(g, _images(x)), strict=True)):
-            (b, c, h, wide), d = part.shape, len(w)
-            drows = part.new_empty(b, h, 2 * wide, 3, d)
-            _separate(dy.permute(0, 2, 3, 1), drows.unbind(3), 1)
-            dm = part.new_empty(b, h, wide, 3, 3, d)
-            _separate(drows, dm.unbind(4), 2)
-            dm = dm.view(-1, 9 * d)
+            (b, c, h, wide), d, pixels = part.shape, len(w), _pixels(part)
+            drows = part.new_empty(b, 2 * h, wide, 3, d)
+            _separate(dy.permute(0, 2, 3, 1), drows.unbind(3), 2)
+            dm = part.new_empty(3, b, h, 3 * wide * d)
+            _separate(drows.flatten(2), dm.unbind(), 1)
+            dm = dm.view(3, len(pixels), 3 * d)
             if du is not None:
-                torch.addmm(du, dm.t(), _pixels(part), out=du)
+                for place, each in zip(du, dm, strict=True):
+                    place += product(each.t(), pixels.t())
             if dx is not None:
-                _parts(dx)[i].copy_((dm @ u).view(b, h, wide, c).permute(0, 3, 1, 2))
+                one, two, three = (product(each, weights.t()) for each, weights in zip(dm, u, strict=True))
+                _parts(dx)[i].copy_(one.add_(two).add_(three).view(b, h, wide, c).permute(0, 3, 1, 2))
         if du is None:
             return dx, None
-        one = TAPS.to(x)
-        du = torch.kron(one, one).t() @ du.view(9, -1)
+        taps = TAPS.to(x)
+        du = torch.kron(taps, taps).t() @ du.view(9, -1)
         return dx, du.view(3, 3, *w.shape[:2]).permute(2, 3, 0, 1)
 
 
@@ -88,12 +92,12 @@ def _pixels(x: Tensor) -> Tensor:
 
 
 def _products(w: Tensor) -> Tensor:
-    """Return the weights of the nine products, (9 · d, c)."""
+    """Return the weights of the nine products, (3 of rows, 3 of columns · d, c)."""
     one = TAPS.to(w)
-    return (torch.kron(one, one) @ w.permute(2, 3, 0, 1).reshape(9, -1)).view(-1, w.shape[1])
+    return (torch.kron(one, one) @ w.permute(2, 3, 0, 1).reshape(9, -1)).view(3, -1, w.shape[1])
 
 
-def _interleave(m: tuple[Tensor, ...], out: Tensor, axis: int) -> None:
+def _interleave(m: Sequence[Tensor], out: Tensor, axis: int) -> None:
     """Write even pixels m0 − m1 + m1 before, and odd ones m0 − m2 + m2 after, along an axis."""
     n = m[0].shape[axis] - 1
     even, odd = torch.unflatten(out, axis, (-1, 2)).unbind(axis + 1)
@@ -103,7 +107,7 @@ def _interleave(m: tuple[Tensor, ...], out: Tensor, axis: int) -> None:
     odd.narrow(axis, 0, n).add_(m[2].narrow(axis, 1, n))
 
 
-def _separate(g: Tensor, dm: tuple[Tensor, ...], axis: int) -> None:
+def _separate(g: Tensor, dm: Sequence[Tensor], axis: int) -> None:
     """The transpose of `_interleave`: write the gradients of m0, m1, m2."""
     n = dm[0].shape[axis] - 1
     even, odd = torch.unflatten(g, axis, (-1, 2)).unbind(axis + 1)

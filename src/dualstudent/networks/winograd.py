@@ -46,41 +46,56 @@ def usable(x: Tensor) -> bool:
     return x.device.type == "cpu" and exact and not torch.compiler.is_compiling()
 
 
+def product(x: Float[Tensor, "m k"], w: Float[Tensor, "n k"]) -> Float[Tensor, "m n"]:
+    """Return x wᵀ, without a graph, by oneDNN: torch's own way, MKL, has AVX-512 for one maker only."""
+    if x.dtype != torch.float32 or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return x @ w.t()
+    return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")  # type: ignore[no-any-return]
+
+
 class Winograd(torch.autograd.Function):
     """conv2d(x, w, padding=1) for x (b, c, h, w) and w (d, c, 3, 3)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
-        ctx.save_for_backward(x, w)
         u = _weights(w)
         out = torch.empty(len(x), len(w), *x.shape[2:], dtype=x.dtype, memory_format=torch.channels_last)
+        kept: list[Tensor] = []  # what the weights' gradient needs of x
         for part, place in zip(_parts(x), _parts(out), strict=True):
-            m = torch.bmm(_transform(B2, _tiles(part, 6), x.shape[1]), u.transpose(1, 2))
+            v = _transform(B2, _tiles(part, 6), x.shape[1])
+            kept += [v] if ctx.needs_input_grad[1] else []
+            m = torch.stack([product(pixels, weights) for pixels, weights in zip(v, u, strict=True)])
             rows, columns = _grid(part)
-            y = (A2.to(x) @ m.flatten(1)).view(4, 4, len(part), rows, columns, len(w))
+            y = product(A2.to(x), m.flatten(1).t()).view(4, 4, len(part), rows, columns, len(w))
             y = y.permute(2, 3, 0, 4, 1, 5).reshape(len(part), 4 * rows, 4 * columns, len(w))
             place.copy_(y[:, : x.shape[2], : x.shape[3]].permute(0, 3, 1, 2))
+        ctx.shape = x.shape
+        ctx.save_for_backward(u if kept else w, *kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, w = ctx.saved_tensors
+        u, *kept = ctx.saved_tensors
         need_x, need_w = ctx.needs_input_grad
-        u = _weights(w)
-        dx = torch.empty_like(x, memory_format=torch.channels_last) if need_x else None
-        du = torch.zeros_like(u) if need_w else None
-        for i, (part, dy) in enumerate(zip(_parts(x), _parts(g), strict=True)):
-            dm = _transform(A2.t(), _tiles(dy, 4), len(w))
+        u = u if kept else _weights(u)
+        dx = torch.empty(ctx.shape, dtype=g.dtype, memory_format=torch.channels_last) if need_x else None
+        du = torch.empty_like(u) if need_w else None
+        for i, dy in enumerate(_parts(g)):
+            dm = _transform(A2.t(), _tiles(dy, 4), u.shape[1])
             if du is not None:
-                v = _transform(B2, _tiles(part, 6), x.shape[1])
-                torch.baddbmm(du, dm.transpose(1, 2), v, out=du)
+                for place, gradient, pixels in zip(du, dm, kept[i], strict=True):
+                    more = product(gradient.t(), pixels.t())
+                    place.copy_(more) if i == 0 else place.add_(more)
             if dx is not None:
-                dv = B2.t().to(x) @ torch.bmm(dm, u).flatten(1)
-                _parts(dx)[i].copy_(_overlapped(dv, part))
+                m = torch.stack([product(gradient, w.t()) for gradient, w in zip(dm, u, strict=True)])
+                dv = product(B2.t().to(g), m.flatten(1).t())
+                part = _parts(dx)[i]
+                part.copy_(_overlapped(dv, part))
         if du is None:
             return dx, None
-        return dx, (G2.t().to(x) @ du.flatten(1)).view(3, 3, *du.shape[1:]).permute(2, 3, 0, 1)
+        dw = product(G2.t().to(g), du.flatten(1).t())
+        return dx, dw.view(3, 3, *du.shape[1:]).permute(2, 3, 0, 1)
 
 
 def _grid(x: Tensor) -> tuple[int, int]:
@@ -102,12 +117,12 @@ def _tiles(x: Tensor, size: int) -> Tensor:
 
 
 def _transform(matrix: Tensor, tiles: Tensor, channels: int) -> Tensor:
-    return (matrix.to(tiles) @ tiles).view(36, -1, channels)
+    return product(matrix.to(tiles), tiles.t()).view(36, -1, channels)
 
 
 def _weights(w: Tensor) -> Tensor:
     """Return G w Gᵀ as (36, d, c)."""
-    return (G2.to(w) @ w.permute(2, 3, 0, 1).reshape(9, -1)).view(36, *w.shape[:2])
+    return product(G2.to(w), w.permute(2, 3, 0, 1).reshape(9, -1).t()).view(36, *w.shape[:2])
 
 
 def _overlapped(tiles: Tensor, like: Tensor) -> Tensor:

@@ -2,5 +2,6 @@
 
 from dualstudent.report.page import render
 from dualstudent.report.picture import curves_png
+from dualstudent.report.transfer import transfer_png
 
-__all__ = ["curves_png", "render"]
+__all__ = ["curves_png", "render", "transfer_png"]

@@ -58,11 +58,28 @@ class ModuleTarget:
             inputs = (inputs - self._affine[0]) / self._affine[1]
         return simplex(answered(self._forward, inputs), self.output, self.spec.classes).to(x.device)
 
+    def white_box(self) -> nn.Module | None:
+        """Return the network itself, inputs to logits with gradients; None where it gives no logits."""
+        return _WhiteBox(self.module, self._affine).eval() if self.output == "logits" else None
+
     def _forward(self, inputs: Tensor) -> Any:
         if self.device.type != "cpu" or len(inputs) <= CHUNK:
             return self.module(inputs)
         answers = [self.module(part) for part in torch.split(inputs, CHUNK)]
         return torch.cat(answers) if all(isinstance(answer, Tensor) for answer in answers) else answers[0]
+
+
+class _WhiteBox(nn.Module):
+    """A network with its normalisation: for its owner alone, never for a method."""
+
+    def __init__(self, module: nn.Module, affine: list[Tensor] | None) -> None:
+        super().__init__()
+        self.module, self.affine = module, affine
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        if self.affine is not None:
+            x = (x - self.affine[0]) / self.affine[1]
+        return self.module(x)  # type: ignore[no-any-return]
 
 
 class CallableTarget:

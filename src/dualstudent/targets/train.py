@@ -18,6 +18,7 @@ from dualstudent.errors import UserError
 from dualstudent.evaluation.fidelity import evaluating, inputs
 from dualstudent.networks import classifier
 from dualstudent.numerics import Numerics, Precision, full
+from dualstudent.programs import Programs
 from dualstudent.spec import Spec
 from dualstudent.targets import folder as files
 
@@ -152,6 +153,8 @@ def _fit(
     )
     numerics = Numerics(training.precision).on(train.images.device)
     numerics.apply(train.images.device)
+    if compiled := numerics.compiles(epochs * each):
+        network.compile()
     mean, std = (torch.tensor(v, device=train.images.device).view(-1, 1, 1) for v in normalise)
     step = 0
     for epoch in range(epochs):
@@ -162,7 +165,7 @@ def _fit(
                 group["lr"] = peak * _cosine(step, each, epochs * each)
             part = train[rows]
             x = (_augmented(part.pixels(), shift, flip) - mean) / std
-            with numerics.casting(x.device):
+            with numerics.casting(x.device), Programs(compiled).running(True):
                 logits = network(x)
             loss = F.cross_entropy(full(logits), part.labels)
             optimiser.zero_grad()
@@ -200,6 +203,7 @@ def _accuracy(
     network: nn.Module, test: Images, normalise: tuple[tuple[float, ...], tuple[float, ...]]
 ) -> float:
     spec = Spec(test.shape, len(test.classes), mean=normalise[0], std=normalise[1])
-    with evaluating(network):
+    compiled = network._compiled_call_impl is not None  # for other batches than these
+    with evaluating(network), Programs(compiled).running(False):
         guess = torch.cat([network(x).argmax(1) for x in inputs(test, spec)])
     return (guess == test.labels).double().mean().item()

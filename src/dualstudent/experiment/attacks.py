@@ -1,0 +1,100 @@
+"""What transfers from a run's clone as an attack on its target: transfer.json beside the run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dualstudent import parallel, priors
+from dualstudent.data import Images
+from dualstudent.defences import bare
+from dualstudent.errors import UserError
+from dualstudent.evaluation import fitting
+from dualstudent.evaluation.transfer import Attack, better_student, transfer
+from dualstudent.experiment.again import reopen, same_target
+from dualstudent.experiment.folder import RunFolder, describe_images
+from dualstudent.files import write_json
+from dualstudent.ledger import Account
+from dualstudent.networks import load_student
+from dualstudent.spec import Spec, Target
+from dualstudent.targets import ModuleTarget, TargetOptions, open_target
+
+HELD_BACK = 500  # images asked to choose the student that attacks
+SEED = 0
+
+
+def attack_run(
+    path: str | Path,
+    data: Images,
+    attacks: Sequence[Attack],
+    *,
+    same_data: str | None = None,
+    place: str | None = None,
+) -> dict[str, Any]:
+    """Attack a run's target with images made on its better student, and write transfer.json.
+
+    Beside the student: the target itself, where its network can be seen, and with `same_data` a
+    target folder trained on the same data. The student is chosen on procedural images that no
+    student learnt, never on test images. All that is asked is charged to its own account. Raises
+    UserError.
+    """
+    run = RunFolder(path)
+    manifest, _ = run.manifest(), run.outcome()
+    opened = reopen({**manifest, "device": "cpu"}, place)
+    same_target(opened, manifest)
+    target, clone = opened.target, load_student(run.path)
+    fitting(data, target.spec)
+    if clone.ids is not None:
+        raise UserError(f"{path} was made without knowing the classes: transfer attacks need them")
+    account = Account("transfer")
+    parallel.seed_step(SEED, 0, 0)
+    held = target.spec.encode(priors.procedural(HELD_BACK, target.spec.shape)).clamp(*target.spec.bounds)
+    best = better_student(clone.students, target, held, account)
+    proxies: dict[str, nn.Module] = {"clone": clone.students[best]}
+    if same_data is not None:
+        proxies["same data"] = _other(same_data, target.spec, manifest)
+    own = _white_box(target)
+    if own is not None:
+        proxies["the target itself"] = own
+    rows = transfer(attacks, proxies, target, data, account)
+    found = {
+        "schema_version": 1,
+        "data": describe_images(data),
+        "student": {"index": best, "of": len(clone.students), "chosen_on": HELD_BACK},
+        "asked": account.asked,
+        "rows": rows,
+    }
+    write_json(run.path / "transfer.json", found)
+    return found
+
+
+def _white_box(target: Target) -> nn.Module | None:
+    inner = bare(target)
+    return inner.white_box() if isinstance(inner, ModuleTarget) else None
+
+
+def _other(folder: str, spec: Spec, manifest: dict[str, Any]) -> nn.Module:
+    """Return a model trained on the same data, for the same inputs. Raises UserError."""
+    options = manifest["target"]["options"] or {}
+    other = open_target(folder, TargetOptions(space=options.get("space", "pixels")), device="cpu").target
+    for what in ("shape", "bounds", "classes"):
+        if getattr(other.spec, what) != getattr(spec, what):
+            mine = getattr(spec, what)
+            raise UserError(f"--same-data {folder} has {what} {getattr(other.spec, what)}, the target {mine}")
+    network = _white_box(other)
+    if network is None:
+        raise UserError(f"--same-data {folder} gives no logits")
+    return network
+
+
+def sweep_over(
+    kinds: Sequence[str], eps: Sequence[float], *, step: float, iterations: int, restarts: int
+) -> list[Attack]:
+    """Return the attacks of each kind, untargeted and targeted, at each eps. Raises UserError."""
+    return [
+        Attack(kind, size, targeted, step, iterations, restarts)  # type: ignore[arg-type]
+        for kind in kinds
+        for targeted in (False, True)
+        for size in eps
+    ]

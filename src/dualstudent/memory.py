@@ -1,0 +1,85 @@
+"""Replay: what was asked and answered, kept to learn it again without asking."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dualstudent import parallel
+from dualstudent.errors import UserError
+from dualstudent.spec import Spec
+
+LEVELS = 255
+
+
+class Memory(nn.Module):
+    """A ring of the last `capacity` exchanges, images in 8 bits, the same on all ranks.
+
+    What is to be remembered is rounded before it is asked (`rounded`), so that the image learnt
+    again is the one that was answered. Grows as it fills.
+    """
+
+    def __init__(self, capacity: int, spec: Spec) -> None:
+        super().__init__()
+        self.capacity, self.spec, self.added = capacity, spec, 0
+        self.images = torch.empty(0, *spec.shape, dtype=torch.uint8)
+        self.answers = torch.empty(0, 0)
+
+    def __len__(self) -> int:
+        return min(self.added, self.capacity)
+
+    def rounded(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Return images as they will be remembered."""
+        return self._decoded(self._encoded(x))
+
+    def add(self, x: Float[Tensor, "b c h w"], answer: Float[Tensor, "b k"]) -> None:
+        """Keep a batch and its answers, with those of the other ranks; the oldest make room."""
+        images, answers = parallel.gather(self._encoded(x)), parallel.gather(answer)
+        self._room(len(images), answers)
+        place = torch.arange(self.added, self.added + len(images), device=x.device) % self.capacity
+        self.images[place], self.answers[place] = images, answers
+        self.added += len(images)
+
+    def draw(self, images: int) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"]]:
+        """Return this rank's share of a batch of remembered exchanges, drawn with replacement."""
+        rows = torch.randint(len(self), (parallel.shard(images),), device=self.images.device)
+        return self.at(rows)
+
+    def at(self, rows: Tensor) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"]]:
+        """Return the remembered exchanges of given rows."""
+        answers = self.answers[rows]
+        return self._decoded(self.images[rows]).to(answers.dtype), answers
+
+    def _encoded(self, x: Tensor) -> Tensor:
+        low, high = self.spec.bounds
+        return ((x - low) * (LEVELS / (high - low))).round().clamp(0, LEVELS).to(torch.uint8)
+
+    def _decoded(self, images: Tensor) -> Tensor:
+        low, high = self.spec.bounds
+        return low + images.to(torch.get_default_dtype()) * ((high - low) / LEVELS)
+
+    def _room(self, more: int, answers: Tensor) -> None:
+        """Double the buffers until a batch fits."""
+        if more > self.capacity:
+            raise UserError(f"a memory of {self.capacity} images is too small for {more} at once")
+        needed = min(self.added + more, self.capacity)
+        if needed <= len(self.images):
+            return
+        size = min(self.capacity, max(needed, 2 * len(self.images)))
+        for name, like in (("images", self.images), ("answers", answers)):
+            grown = like.new_empty(size, *like.shape[1:], device=answers.device)
+            old = getattr(self, name)
+            grown[: len(old)] = old if old.numel() else grown[: len(old)]
+            setattr(self, name, grown)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what has been kept, for the state dict."""
+        kept = len(self)
+        return {"added": self.added, "images": self.images[:kept], "answers": self.answers[:kept]}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what had been kept."""
+        device = self.images.device
+        self.added = state["added"]
+        self.images, self.answers = state["images"].to(device), state["answers"].to(device)

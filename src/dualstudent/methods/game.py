@@ -1,0 +1,141 @@
+"""What the methods share: the players, how they ask and learn, and how they climb by asking."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dualstudent import parallel
+from dualstudent.losses import cross_entropy, l1, recover_logits
+from dualstudent.memory import Memory
+from dualstudent.methods.base import descend
+from dualstudent.networks import Clone, Generator, Students
+from dualstudent.numerics import full
+from dualstudent.oracle import Oracle
+from dualstudent.programs import call
+from dualstudent.spec import Access, Spec
+from dualstudent.zeroth import forward_differences
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # logits (s, b, k), answers (b, k) -> (s, b)
+Noise = Literal["normal", "uniform"]
+
+
+@dataclass
+class Pupils:
+    """Students that learn."""
+
+    students: Students
+    student_descent: torch.optim.Optimizer
+
+    @property
+    def clone(self) -> Clone:
+        """The mean of the students."""
+        return Clone(self.students)
+
+
+@dataclass
+class Players(Pupils):
+    """Students, and the generator that looks for images."""
+
+    generator: Generator
+    generator_descent: torch.optim.Optimizer
+
+
+@dataclass
+class Rememberers(Players):
+    """Players that learn again what was asked."""
+
+    memory: Memory
+
+
+def sgd(module: nn.Module, rate: float, momentum: float, weight_decay: float = 0.0) -> torch.optim.SGD:
+    """Return the usual optimiser of a network."""
+    return torch.optim.SGD(module.parameters(), rate, momentum, weight_decay=weight_decay, fused=True)
+
+
+def adam(module: nn.Module, rate: float, first: float = 0.9) -> torch.optim.Adam:
+    """Return the usual optimiser of a generator; `first` is the first of its betas."""
+    return torch.optim.Adam(module.parameters(), rate, (first, 0.999), fused=True)
+
+
+def logit_distance(logits: Tensor, answer: Tensor) -> Tensor:
+    """Return the ℓ1 distance to the target's recovered logits, (s, b)."""
+    return l1(logits, recover_logits(answer))
+
+
+def usual(spec: Spec) -> Loss:
+    """Return what students descend: ℓ1 of logits on probabilities, cross-entropy on labels."""
+    return cross_entropy if spec.access == Access.LABEL else logit_distance
+
+
+def told(students: Students, answer: Tensor) -> Tensor:
+    """Return answers over the students' own outputs, where the number of classes is unknown."""
+    return answer if students.seen is None else students.seen.learn(answer)
+
+
+def learn(players: Pupils, loss: Loss, x: Tensor, answer: Tensor) -> tuple[Tensor, Tensor]:
+    """Descend each student's loss on one batch; return the mean loss and the logits (s, b, k) before."""
+
+    def program(x: Tensor, answer: Tensor) -> tuple[Tensor, ...]:
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def losses() -> Iterator[Tensor]:
+            for logits in players.students.in_turns(x):
+                each = loss(logits, answer).mean(1)
+                seen.append((logits.detach(), each.detach()))
+                yield each.sum()
+
+        descend(players.student_descent, losses())
+        logits, each = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        return each.mean(), logits
+
+    mean, logits = call("learn", program, x, answer)
+    return mean, logits
+
+
+def noise(players: Players, images: int, kind: Noise = "normal") -> Tensor:
+    """Return this rank's share of fresh noise vectors (b, d) for the generator."""
+    make = torch.randn if kind == "normal" else torch.rand
+    weight = players.generator.linear.weight
+    return make(parallel.shard(images), weight.shape[1], device=weight.device)
+
+
+def make(players: Players, oracle: Oracle, sizes: Sequence[int], kind: Noise = "normal") -> list[Tensor]:
+    """Return fresh images of the generator as the target will see them, a batch of each size."""
+
+    def program(z: Tensor) -> tuple[Tensor]:
+        return (oracle.spec.quantise(players.generator(z)),)
+
+    with torch.no_grad():
+        return [x for size in sizes for x in call("make", program, noise(players, size, kind))]
+
+
+def ask(players: Pupils, oracle: Oracle, batches: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Ask batches in one question; return each with its answers over the students' outputs."""
+    answers = told(players.students, oracle(torch.cat(batches)))
+    return list(zip(batches, torch.split(answers, [len(x) for x in batches]), strict=True))
+
+
+def climb_by_asking(
+    players: Players, oracle: Oracle, loss: Loss, images: int, *, directions: int, radius: float
+) -> Tensor:
+    """Let the generator ascend the students' loss, its gradient estimated by forward differences.
+
+    On images before tanh, so that none leaves the bounds. Asks (directions + 1) · images.
+    """
+    u = players.generator.preactivation(noise(players, images))
+    at: list[Tensor] = []
+
+    @torch.no_grad()
+    def values(points: Tensor) -> Tensor:
+        x = oracle.spec.quantise(players.generator.activate(points))
+        answer = told(players.students, oracle(x))
+        each = loss(players.students(x), answer).mean(0)
+        at.append(each[: len(u)].mean())
+        return each
+
+    gradient = forward_differences(values, full(u.detach()), directions=directions, radius=radius)
+    descend(players.generator_descent, -(full(u) * gradient).sum() / len(u))
+    return at[0]

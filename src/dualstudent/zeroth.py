@@ -1,0 +1,42 @@
+"""Gradients of what can only be asked: forward differences along random directions."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dualstudent.errors import UserError
+from dualstudent.spec import Spec
+
+
+def forward_differences(
+    values: Callable[[Float[Tensor, "n c h w"]], Float[Tensor, "n"]],
+    x: Float[Tensor, "b c h w"],
+    *,
+    directions: int,
+    radius: float,
+) -> Float[Tensor, "b c h w"]:
+    """Estimate the gradient of each image's value at x, in one question of (directions + 1) · b images.
+
+    The mean over random unit vectors u of D · (f(x + radius u) − f(x)) / radius · u, with D pixels an
+    image (DFME, section 3.3; MAZE, section 4.2).
+    """
+    u = torch.randn(directions, *x.shape, device=x.device, dtype=x.dtype)
+    u /= u.flatten(2).norm(dim=2).view(directions, -1, 1, 1, 1)
+    points = torch.cat([x[None], x + radius * u]).flatten(0, 1)
+    at = values(points).view(directions + 1, -1)
+    slope = (at[1:] - at[0]) * (x[0].numel() / radius)
+    return (slope[..., None, None, None] * u).mean(0)
+
+
+def fine_enough(radius: float, spec: Spec, *, allow_coarse: bool) -> None:
+    """Raise UserError where a step of `radius` is lost in the rounding to the levels of a target."""
+    if spec.levels is None or allow_coarse:
+        return
+    level = 2 / (spec.levels - 1)  # of the range from −1 to 1 that tanh has
+    if radius < level:
+        raise UserError(
+            f"steps of {radius:g} vanish in the {spec.levels} levels that the target takes: its answers"
+            f" would not change; --radius of {level:.2g} or more, or --allow-coarse"
+        )
