@@ -11,10 +11,16 @@ import torch
 
 import dualstudent as ds
 from conftest import Linear
-from dualstudent import engine
+from dualstudent import engine, methods
 from dualstudent.ledger import Account
-from test_contract import CASES, quick
+from test_contract import ALL, quick
 
+CASES = [
+    (name, preset, access)
+    for name, preset in ALL
+    for access in (ds.Access.PROBS, ds.Access.LABEL)
+    if access >= methods.find(name).needs
+]
 FILE = Path(__file__).parent / "traces.json"
 STEPS = 20
 
