@@ -62,7 +62,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-LAST = {name: list(kind.presets)[-1] for name, kind in methods.registry().items()}  # for small budgets
+LAST = {name: list(kind.presets)[-1] for name, kind in methods.registry().items()}  # the tuned ones
 LEARNERS = [
     (name, labels)
     for name, kind in methods.registry().items()

@@ -15,14 +15,18 @@ from torch import Tensor
 import dualstudent as ds
 from conftest import Linear
 from dualstudent import engine, methods, priors
-from dualstudent.ledger import Account
+from dualstudent.ledger import Account, Shown
 from dualstudent.losses import imbalance, kl, multi_margin, spread
 from dualstudent.memory import Memory
+from dualstudent.methods import game
+from dualstudent.methods.game import classes_of
+from dualstudent.networks import Classes, Students
 from dualstudent.networks.dcgan import Critic, DCGenerator
+from dualstudent.numerics import Numerics
 from dualstudent.zeroth import forward_differences
 from test_contract import quick, spent_by
 
-SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 20, 33), (4, 64, 16)]
+SHAPES = [(1, 8, 64), (1, 33, 8), (1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 20, 33), (4, 64, 16)]
 
 
 def test_forward_differences_of_a_plane_are_its_gradient_on_average() -> None:
@@ -180,7 +184,7 @@ def test_unknown_number_of_classes(name: str) -> None:
 def test_forward_differences_are_refused_where_rounding_swallows_them(linear: Callable[..., Linear]) -> None:
     for name in ("dfme", "maze"):
         target = linear(levels=256)
-        with pytest.raises(ds.UserError, match="256 levels"):
+        with pytest.raises(ds.UserError, match="drown"):
             spent_by(quick(name, "paper"), target, 100)
         assert target.seen == 0
         wide = quick(name, "paper", radius=0.05)
@@ -204,9 +208,86 @@ def test_queries_of_an_iteration_are_those_of_the_papers() -> None:
 
 def test_disguide_weighs_balance_as_published() -> None:
     method = methods.DisGUIDE()
-    assert method.weight(10) == pytest.approx(0.2)
-    assert method.weight(100) == pytest.approx(0.04)
-    assert replace(method, diversity=3.0).weight(10) == 3
+    assert float(method.weight(torch.tensor(10.0))) == pytest.approx(0.2)
+    assert float(method.weight(torch.tensor(100.0))) == pytest.approx(0.04)
+    assert replace(method, diversity=3.0).weight(torch.tensor(10.0)) == 3
+
+
+def test_balance_is_weighed_by_the_classes_seen() -> None:
+    """The head is as wide as --max-classes, the target has two."""
+    students = Students("digits-cnn", (1, 8, 8), 50, 2, seen=Classes(50))
+    assert float(classes_of(students, torch.zeros(2, 3, 50))) == 2
+    students.seen.learn(torch.eye(7))  # type: ignore[union-attr]
+    assert float(classes_of(students, torch.zeros(2, 3, 50))) == 7
+    assert float(classes_of(Students("digits-cnn", (1, 8, 8), 5, 2), torch.zeros(2, 3, 5))) == 5
+
+
+@pytest.mark.parametrize("name", ["disguide", "maze", "dfme", "dual-student"])
+def test_a_generator_that_diverged_asks_nothing(name: str, linear: Callable[..., Linear]) -> None:
+    """Its images are refused before they are charged, also where a memory would round them."""
+    target = linear()
+    with pytest.raises(ds.UserError):
+        spent_by(quick(name, "paper", generator_rate=1e38), target, 2000)
+    assert target.seen < 2 * quick(name, "paper").queries_per_step
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("dfme", {"drops": (3.0,)}),
+        ("dfme", {"momentum": 2.0}),
+        ("dfme", {"radius": float("inf")}),
+        ("maze", {"radius": 0.0}),
+        ("maze", {"momentum": 1.0}),
+        ("disguide", {"grey": 7.0}),
+        ("disguide", {"diversity": float("nan")}),
+        ("disguide", {"memory": 8}),
+        ("dfms-hl", {"first": 1.0}),
+        ("dfms-hl", {"diversity": -5.0}),
+        ("procedural", {"momentum": 1.5}),
+    ],
+)
+def test_values_that_no_recipe_can_mean_are_refused(name: str, change: dict[str, Any]) -> None:
+    with pytest.raises(ds.UserError, match="--"):
+        quick(name, next(iter(methods.find(name).presets)), **change)
+
+
+@pytest.mark.parametrize("levels", [2, 16, 64, 256, 1000])
+@pytest.mark.parametrize("name", ["procedural", "disguide", "dfms-hl"])
+def test_what_is_learnt_again_is_what_was_answered(
+    name: str, levels: int, linear: Callable[..., Linear]
+) -> None:
+    asked: list[Tensor] = []
+    target = linear(levels=levels)
+
+    def watch(moment: engine.Moment[Any]) -> bool:
+        memory = moment.state.memory
+        if moment.asked and memory.added > len(asked) * 8:
+            asked.append(moment.asked[-1][0])
+            kept, _ = memory.at(torch.arange(memory.added - len(asked[-1]), memory.added))
+            assert torch.allclose(kept, asked[-1], atol=1e-6)
+        return False
+
+    spent_by(quick(name, next(iter(methods.find(name).presets))), target, 64, watch=watch)
+    assert asked
+
+
+def test_differences_are_taken_in_true_float32(
+    linear: Callable[..., Linear], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of 1e-3 is lost in tf32 and bf16: whatever the run's precision, neither is used there."""
+    seen: list[tuple[bool, bool]] = []
+    honest = forward_differences
+
+    def spy(values: Any, x: Tensor, **more: Any) -> Tensor:
+        seen.append((torch.backends.cudnn.allow_tf32, torch.is_autocast_enabled("cpu")))
+        return honest(values, x, **more)
+
+    monkeypatch.setattr(game, "forward_differences", spy)
+    before = torch.backends.cudnn.allow_tf32
+    spent_by(quick("dfme", "paper"), linear(), 100, numerics=Numerics("bf16"))
+    assert seen == [(False, False)] * len(seen) != []
+    assert torch.backends.cudnn.allow_tf32 == before
 
 
 def test_disguide_asks_an_eighth_in_grey() -> None:
@@ -228,8 +309,16 @@ def test_knockoff_asks_each_image_once_before_any_again(linear: Callable[..., Li
     assert pool is not None
     account = Account("attack", len(pool) + 100)
     engine.run(method, target, account, budgets=[len(pool) + 100], watch=watch)
-    first = torch.stack(seen[: len(pool)])
-    assert len(torch.unique(first, dim=0)) == len(torch.unique(pool.images.flatten(1), dim=0))
+    first, alike = torch.stack(seen[: len(pool)]), len(torch.unique(pool.images.flatten(1), dim=0))
+    assert len(torch.unique(first, dim=0)) == alike
+    later = torch.stack(seen[len(pool) :])
+    assert not (later[:, None] == first[None]).all(2).any(), "shifted"
+
+
+def test_knockoff_asks_none_twice_in_a_last_step_of_two_batches(linear: Callable[..., Linear]) -> None:
+    shown = Shown()
+    spent_by(quick("knockoff", "default"), linear(), 8 * 20 + 1, shown=shown)
+    assert shown.unique == 161
 
 
 def test_proxies_are_fitted_to_the_target(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import dualstudent as ds
 from dualstudent.ledger import Account
 from dualstudent.methods.base import modules
-from dualstudent.networks import classifier, folded
+from dualstudent.networks import classifier, folded, winograd
 from dualstudent.networks.doubled import Doubled, doubled, narrow
 from dualstudent.networks.winograd import WIDE, WideConv, Winograd
 from dualstudent.oracle import Oracle
@@ -113,10 +113,21 @@ def test_wide_convolution_in_float32_and_with_a_bias() -> None:
         assert (layer(x).double() - direct).abs().max() < 5e-5 * direct.abs().max()
 
 
-def test_wide_convolution_gradcheck() -> None:
+@pytest.mark.parametrize("tiles", [winograd.TILES, 4])
+def test_wide_convolution_gradcheck(tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many images are transformed together."""
+    monkeypatch.setattr(winograd, "TILES", tiles)
+    x = torch.randn(2, 3, 5, 6, requires_grad=True)
+    w = torch.randn(5, 3, 3, 3, requires_grad=True)
+    assert torch.autograd.gradcheck(Winograd.apply, (x, w), fast_mode=tiles == 4)
+    assert torch.autograd.gradcheck(Winograd.apply, (x.detach(), w), fast_mode=True)
+    assert torch.autograd.gradcheck(Winograd.apply, (x, w.detach()), fast_mode=True)
+    assert torch.allclose(Winograd.apply(x, w), F.conv2d(x, w, padding=1))  # type: ignore[no-untyped-call]
+
+
+def test_doubling_and_narrow_convolution_gradcheck() -> None:
     x = torch.randn(2, 3, 5, 6, requires_grad=True)
     w = torch.randn(4, 3, 3, 3, requires_grad=True)
-    assert torch.autograd.gradcheck(Winograd.apply, (x, w))
     assert torch.autograd.gradcheck(Doubled.apply, (x, w))
     assert torch.autograd.gradcheck(doubled, (x, w))
     assert torch.autograd.gradcheck(narrow, (x, w[:1]))

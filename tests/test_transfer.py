@@ -104,13 +104,22 @@ def test_larger_attacks_succeed_more_and_white_box_most(linear: Flat, images: Im
 
 def test_eps_is_measured_in_pixels_whatever_the_inputs(linear: Flat, images: Images) -> None:
     spec = ds.Spec((1, 4, 4), 3, bounds=(-1.0, 1.0), mean=(0.5,), std=(0.5,))
-    attack = Attack("fgsm", 8 / 255)
-    x = spec.encode(images.pixels())
-    made = attacked(attack, linear, spec, x, images.labels)
-    moved = (made - x).abs().max().item()
-    assert moved == pytest.approx(2 * 8 / 255, rel=1e-4)
-    with pytest.raises(ds.UserError, match="channel by channel"):
-        Attack().against(linear, ds.Spec((2, 4, 4), 3, mean=(0.0, 0.0), std=(1.0, 2.0)))
+    x, inputs = images.pixels(), []
+
+    class Watched(Flat):
+        def forward(self, x: Tensor) -> Tensor:
+            inputs.append(x)
+            return super().forward(x)
+
+    made = attacked(Attack("fgsm", 8 / 255), Watched(linear.weight.detach()), spec, x, images.labels)
+    assert (made - x).abs().max().item() == pytest.approx(8 / 255, rel=1e-4)
+    assert ((made >= 0) & (made <= 1)).all()
+    assert torch.allclose(inputs[-1], (x[-len(inputs[-1]) :] - 0.5) / 0.5, atol=1e-6), "the proxy's own space"
+    by_channel = ds.Spec((2, 2, 4), 3, mean=(0.1, 0.4), std=(0.2, 0.5))
+    colour = Images("made", "test", images.images.view(60, 2, 2, 4), images.labels, images.classes)
+    target = ModuleTarget(Flat(linear.weight.detach()), by_channel, output="logits")
+    [row] = transfer([Attack("bim", 8 / 255)], {"itself": linear}, target, colour, Account("transfer"))
+    assert row["success"] is not None
 
 
 def test_bad_attacks_are_refused() -> None:
@@ -166,13 +175,14 @@ def test_queries_to_reach_are_interpolated_or_none() -> None:
     curve = [{"queries": q, "agreement": a} for q, a in ((100, 0.5), (200, 0.7), (300, 0.8), (400, 0.78))]
     assert reached(curve, "agreement") == {"0.75": 250.0, "0.80": 300.0, "0.85": None, "0.90": None}
     assert reached(curve, "accuracy") == dict.fromkeys(("0.75", "0.80", "0.85", "0.90"))
-    assert reached([{"queries": 50, "agreement": 1.0}], "agreement")["0.80"] == 40.0
+    assert reached([{"queries": 50, "agreement": 1.0}], "agreement")["0.80"] == 50.0
 
 
 def test_balance_is_one_for_all_alike_and_zero_for_one() -> None:
     assert balance({0: 5, 1: 5, 2: 5, 3: 5}, 4) == pytest.approx(1)
     assert balance({2: 50}, 4) == pytest.approx(0)
     assert balance({}, 4) is None
+    assert balance({3: 5, 7: 5}, None) is None, "of how many?"
     assert 0.4 < (balance({0: 5, 1: 5}, 4) or 0) < 0.6
 
 
@@ -187,9 +197,13 @@ def test_command_attacks_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "the target itself" in capsys.readouterr().out
     found = json.loads((tmp_path / "r" / "transfer.json").read_text())
     assert len(found["rows"]) == 3 * 3 * 2 * 2
-    assert found["asked"] == 500 + 60 * (1 + len(found["rows"]))
+    assert found["asked"] == found["asked_in_all"] == 500 + 60 * (1 + len(found["rows"]))
     assert (tmp_path / "r" / "transfer.png").stat().st_size > 10_000
     own = [r["success"] for r in found["rows"] if r["proxy"] == "the target itself" and not r["targeted"]]
     assert own[1] > own[0]
     assert main(["transfer", run, *words, "--same-data", str(tmp_path / "nothing")]) == 2
     assert main(["transfer", run, "--data", "digits", "--eps", "999"]) == 2
+    assert main(["transfer", run, "--data", "digits", "--images", "0"]) == 2
+    assert main(["transfer", run, *words, "--attacks", "fgsm"]) == 0
+    again = json.loads((tmp_path / "r" / "transfer.json").read_text())
+    assert again["asked_in_all"] > found["asked_in_all"] + again["asked"] - 1, "no call's bill is lost"

@@ -3,12 +3,13 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dualstudent import parallel
 from dualstudent.errors import UserError
-from dualstudent.spec import Spec
+from dualstudent.spec import Access, Spec
 
 LEVELS = 255
 
@@ -22,20 +23,23 @@ class Memory(nn.Module):
 
     def __init__(self, capacity: int, spec: Spec) -> None:
         super().__init__()
-        self.capacity, self.spec, self.added = capacity, spec, 0
+        self.capacity, self.spec, self.added, self.outputs = capacity, spec, 0, 0
+        self.hard = spec.access == Access.LABEL  # then one number an answer, not a row
         self.images = torch.empty(0, *spec.shape, dtype=torch.uint8)
-        self.answers = torch.empty(0, 0)
+        self.answers = torch.empty(0)
 
     def __len__(self) -> int:
         return min(self.added, self.capacity)
 
     def rounded(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return images as they will be remembered."""
-        return self._decoded(self._encoded(x))
+        return torch.where(x.isfinite(), self._decoded(self._encoded(x)), x)  # what is none is refused later
 
     def add(self, x: Float[Tensor, "b c h w"], answer: Float[Tensor, "b k"]) -> None:
         """Keep a batch and its answers, with those of the other ranks; the oldest make room."""
-        images, answers = parallel.gather(self._encoded(x)), parallel.gather(answer)
+        self.outputs = answer.shape[1]
+        images = parallel.gather(self._encoded(x))
+        answers = parallel.gather(answer.argmax(1) if self.hard else answer)
         self._room(len(images), answers)
         place = torch.arange(self.added, self.added + len(images), device=x.device) % self.capacity
         self.images[place], self.answers[place] = images, answers
@@ -49,6 +53,8 @@ class Memory(nn.Module):
     def at(self, rows: Tensor) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"]]:
         """Return the remembered exchanges of given rows."""
         answers = self.answers[rows]
+        if self.hard:
+            answers = F.one_hot(answers, self.outputs).to(torch.get_default_dtype())
         return self._decoded(self.images[rows]).to(answers.dtype), answers
 
     def _encoded(self, x: Tensor) -> Tensor:
@@ -57,7 +63,7 @@ class Memory(nn.Module):
 
     def _decoded(self, images: Tensor) -> Tensor:
         low, high = self.spec.bounds
-        return low + images.to(torch.get_default_dtype()) * ((high - low) / LEVELS)
+        return self.spec.quantise(low + images.to(torch.get_default_dtype()) * ((high - low) / LEVELS))
 
     def _room(self, more: int, answers: Tensor) -> None:
         """Double the buffers until a batch fits."""
@@ -76,10 +82,11 @@ class Memory(nn.Module):
     def get_extra_state(self) -> dict[str, Any]:
         """Return what has been kept, for the state dict."""
         kept = len(self)
-        return {"added": self.added, "images": self.images[:kept], "answers": self.answers[:kept]}
+        images, answers = self.images[:kept].clone(), self.answers[:kept].clone()
+        return {"added": self.added, "images": images, "answers": answers, "outputs": self.outputs}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what had been kept."""
         device = self.images.device
-        self.added = state["added"]
+        self.added, self.outputs = state["added"], state["outputs"]
         self.images, self.answers = state["images"].to(device), state["answers"].to(device)

@@ -1,7 +1,8 @@
 """How exactly a run computes: precision, determinism, compilation."""
 
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -61,6 +62,18 @@ class Numerics:
 
 
 AUTO = Numerics()
+
+
+@contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """Compute in true float32 whatever the run's precision: differences of small steps need it."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def full(x: Tensor) -> Tensor:

@@ -24,7 +24,9 @@ class Graphs:
 
     def __call__(self, name: str, program: Program, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         key = name, tuple((x.shape, x.stride(), x.dtype) for x in inputs)
-        captured = self.programs.setdefault(key, _Captured())
+        if key not in self.programs:
+            self.programs[key] = _Captured()
+        captured = self.programs[key]
         captured.calls += 1
         self.stream.wait_stream(torch.cuda.current_stream())
         if captured.calls <= WARM:

@@ -1,5 +1,6 @@
 """Gradients of what can only be asked: forward differences along random directions."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -31,12 +32,16 @@ def forward_differences(
 
 
 def fine_enough(radius: float, spec: Spec, *, allow_coarse: bool) -> None:
-    """Raise UserError where a step of `radius` is lost in the rounding to the levels of a target."""
+    """Raise UserError where a step of `radius` drowns in the rounding to the levels of a target.
+
+    A step along a unit vector moves each of D pixels by radius / √D or so, of the range from −1 to 1
+    that tanh has; half a level is the least that rounding does not hide.
+    """
     if spec.levels is None or allow_coarse:
         return
-    level = 2 / (spec.levels - 1)  # of the range from −1 to 1 that tanh has
-    if radius < level:
+    least = math.prod(spec.shape) ** 0.5 / (spec.levels - 1)
+    if radius < least:
         raise UserError(
-            f"steps of {radius:g} vanish in the {spec.levels} levels that the target takes: its answers"
-            f" would not change; --radius of {level:.2g} or more, or --allow-coarse"
+            f"steps of {radius:g} move a pixel by less than half of the target's {spec.levels} levels, and"
+            f" drown in rounding: --radius {least:.2g} or more, or --allow-coarse"
         )

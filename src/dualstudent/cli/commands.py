@@ -239,9 +239,9 @@ def transfer_command(args: list[str]) -> int:
     from dualstudent.report import transfer_png
 
     form = parse(forms.TransferForm, args, "transfer", "Attack a run's target with its clone.")
-    if form.images < 1 or not form.eps or not form.attacks:
-        raise UserError("give at least one image, one attack and one size: --images, --attacks, --eps")
-    data = load_data(form.data, form.split, folder=form.data_dir)[: form.images]
+    if not form.eps or not form.attacks:
+        raise UserError("give at least one attack and one size: --attacks, --eps")
+    data = load_data(form.data, form.split, folder=form.data_dir)
     attacks = experiment.sweep_over(
         form.attacks,
         [size / 255 for size in form.eps],
@@ -249,7 +249,9 @@ def transfer_command(args: list[str]) -> int:
         iterations=form.iterations,
         restarts=form.restarts,
     )
-    found = experiment.attack_run(form.run, data, attacks, same_data=form.same_data, place=form.target)
+    found = experiment.attack_run(
+        form.run, data, attacks, images=form.images, same_data=form.same_data, place=form.target
+    )
     table = Table(title=f"success on {found['rows'][0]['right']:,} images classified rightly")
     for column in ("proxy", "attack", "targeted", *(f"{size:g}/255" for size in form.eps)):
         table.add_column(column, justify="left" if column in ("proxy", "attack", "targeted") else "right")

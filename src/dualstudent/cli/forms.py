@@ -109,7 +109,7 @@ class TransferForm:
     data: str  # test images that are attacked
     split: str = "test"
     data_dir: Path | None = None
-    images: int = 500  # of them, the first
+    images: int = 500  # of them, drawn at random with a fixed seed
     attacks: tuple[Literal["fgsm", "bim", "pgd"], ...] = ("fgsm", "bim", "pgd")
     eps: tuple[float, ...] = (1.0, 3.0, 8.0)  # sizes of the attacks, in 255ths of the pixel range
     step: float = 1.0  # of bim and pgd, in 255ths

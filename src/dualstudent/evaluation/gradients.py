@@ -5,6 +5,7 @@ attacker has other ones: of the students' disagreement, free of queries, or forw
 distance, (m + 1) queries an image.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -34,17 +35,18 @@ def gradient_quality(
     Means over the images and over the students, each of which has its own true gradient; `target`
     gives logits and is differentiated. `asked` is what the gradients of all images would have cost an
     attacker; an owner charges his own account for the (directions + 1) questions that are made here.
-    Distances are 0 (the same direction) to 2. `hard`: the distance is the cross-entropy with the
-    target's top class, which forward differences see as constant but where it changes.
+    Distances are 0 (the same direction) to 2. The true gradient is that of ℓ1 of logits, on labels too,
+    as the paper's generator has it; with `hard`, forward differences see labels alone: cross-entropy
+    with the target's top class. `images` counts those on which neither gradient is zero.
     """
     was = students.training
     students.eval()
     try:
-        found: dict[str, list[tuple[float, float]]] = {}
+        found: dict[str, list[tuple[float, float, int]]] = {}
         asked: dict[str, int] = {}
         for member in range(len(students.members)):
             distance = _distance(students, target, member, hard=hard)
-            true = _gradient(distance, x)
+            true = _gradient(_distance(students, target, member, hard=False), x)
             offers = {"disagreement": _gradient(lambda x: disagreement(students(x)), x)}
             asked["disagreement"] = 0
             for m in directions:
@@ -57,7 +59,9 @@ def gradient_quality(
     finally:
         students.train(was)
     means = {name: [sum(v) / len(v) for v in zip(*values, strict=True)] for name, values in found.items()}
-    return {name: {"eq6": d, "cosine": c, "asked": asked[name]} for name, (d, c) in means.items()}
+    return {
+        name: {"eq6": d, "cosine": c, "images": n, "asked": asked[name]} for name, (d, c, n) in means.items()
+    }
 
 
 def _distance(students: Students, target: nn.Module, member: int, *, hard: bool) -> Values:
@@ -77,11 +81,11 @@ def _gradient(values: Values, x: Tensor) -> Tensor:
     return gradient
 
 
-def _compare(true: Tensor, offer: Tensor) -> tuple[float, float]:
+def _compare(true: Tensor, offer: Tensor) -> tuple[float, float, int]:
     """Return the mean distance of unit gradients, and their mean cosine; a zero gradient has neither."""
     a, b = (F.normalize(g.flatten(1), dim=1) for g in (true, offer))
     known = (a.norm(dim=1) > 0) & (b.norm(dim=1) > 0)
     a, b = a[known], b[known]
     if not len(a):
-        return float("nan"), float("nan")
-    return (a - b).norm(dim=1).mean().item(), (a * b).sum(1).mean().item()
+        return math.nan, math.nan, 0
+    return (a - b).norm(dim=1).mean().item(), (a * b).sum(1).mean().item(), len(a)

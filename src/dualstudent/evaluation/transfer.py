@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dualstudent.data import Images
 from dualstudent.errors import UserError, unknown
-from dualstudent.evaluation.fidelity import evaluating, inputs, wilson
+from dualstudent.evaluation.fidelity import evaluating, wilson
 from dualstudent.ledger import Account
 from dualstudent.oracle import answered, checked
 from dualstudent.spec import Spec, Target
@@ -55,27 +55,32 @@ class Attack:
             from art.estimators.classification import PyTorchClassifier
         except (ImportError, RuntimeError) as error:
             raise UserError("transfer attacks need: pip install 'dualstudent[attacks]'") from error
-        classes = spec.classes or 0
         estimator = PyTorchClassifier(
-            proxy, nn.CrossEntropyLoss(), spec.shape, classes, clip_values=spec.bounds, device_type="cpu"
+            _Pixels(proxy, spec),
+            nn.CrossEntropyLoss(),
+            spec.shape,
+            spec.classes or 0,
+            clip_values=(0.0, 1.0),
+            device_type="cpu",
         )
-        eps, step = (value * _stretch(spec) for value in (self.eps, self.step))
-        common = {"eps": eps, "targeted": self.targeted, "batch_size": BATCH}
+        common = {"eps": self.eps, "targeted": self.targeted, "batch_size": BATCH}
         if self.kind == "fgsm":
             return evasion.FastGradientMethod(estimator, **common)
-        more = {"eps_step": min(step, eps), "max_iter": self.iterations, "verbose": False}
+        more = {"eps_step": min(self.step, self.eps), "max_iter": self.iterations, "verbose": False}
         if self.kind == "bim":
             return evasion.BasicIterativeMethod(estimator, **common, **more)
         return evasion.ProjectedGradientDescent(estimator, num_random_init=self.restarts, **common, **more)
 
 
-def _stretch(spec: Spec) -> float:
-    """Return the length of a pixel's range of 1 in the target's inputs. Raises UserError."""
-    if spec.std is None:
-        return spec.bounds[1] - spec.bounds[0]
-    if len(set(spec.std)) > 1:
-        raise UserError("transfer attacks in a space normalised channel by channel have no single eps")
-    return 1 / spec.std[0]
+class _Pixels(nn.Module):
+    """A proxy behind the target's encoding: attacks work on pixels in [0, 1], whatever it takes."""
+
+    def __init__(self, proxy: nn.Module, spec: Spec) -> None:
+        super().__init__()
+        self.proxy, self.spec = proxy, spec
+
+    def forward(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        return self.proxy(self.spec.encode(pixels))  # type: ignore[no-any-return]
 
 
 def transfer(
@@ -89,10 +94,11 @@ def transfer(
 
     `success` is the share, over the images that the target puts into the right class, that it then
     puts into another one (targeted: into the chosen one); `success_all` the same over all images. The
-    proxies give logits (b, k) for the target's inputs. Charged: the images once, then once a row.
+    proxies give logits (b, k) for the target's inputs. Sizes are in pixels. Charged: the images once,
+    then once a row.
     """
     spec = target.spec
-    x = torch.cat(list(inputs(data, spec))).clamp(*spec.bounds)
+    x = data.pixels()
     right = _named(target, x, account) == data.labels
     rows = []
     for name, proxy in proxies.items():
@@ -112,7 +118,7 @@ def transfer(
 def attacked(
     attack: Attack, proxy: nn.Module, spec: Spec, x: Float[Tensor, "n c h w"], goal: Int64[Tensor, "n"]
 ) -> Float[Tensor, "n c h w"]:
-    """Return adversarial images; `goal` holds true classes, or the chosen ones of a targeted attack."""
+    """Return adversarial pixels of pixels; `goal` holds true classes, or those a targeted attack wants."""
     with evaluating(proxy), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # ART 1.20 hands tensors to numpy 2
         np.random.seed(0)  # the random starts of ART
@@ -133,10 +139,10 @@ def succeeded(
 
 
 def better_student(
-    students: nn.ModuleList, target: Target, x: Float[Tensor, "n c h w"], account: Account
+    students: nn.ModuleList, target: Target, pixels: Float[Tensor, "n c h w"], account: Account
 ) -> int:
     """Return which student agrees most with the target on images held back from it: no test image."""
-    named = _named(target, x, account)
+    named, x = _named(target, pixels, account), target.spec.quantise(target.spec.encode(pixels))
     with torch.inference_mode():
         agreements = []
         for student in students:
@@ -145,10 +151,10 @@ def better_student(
     return int(np.argmax(agreements))
 
 
-def _named(target: Target, x: Tensor, account: Account) -> Int64[Tensor, "n"]:
+def _named(target: Target, pixels: Tensor, account: Account) -> Int64[Tensor, "n"]:
     """Return the classes that the target names, charged."""
     names = []
-    for part in torch.split(target.spec.quantise(x), BATCH):
+    for part in torch.split(target.spec.quantise(target.spec.encode(pixels)), BATCH):
         account.charge(len(part))
         with torch.inference_mode():
             names.append(checked(answered(target, part), len(part), target.spec).argmax(1).clone())

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from dualstudent import parallel, priors
@@ -29,27 +30,29 @@ def attack_run(
     data: Images,
     attacks: Sequence[Attack],
     *,
+    images: int | None = None,
     same_data: str | None = None,
     place: str | None = None,
 ) -> dict[str, Any]:
     """Attack a run's target with images made on its better student, and write transfer.json.
 
-    Beside the student: the target itself, where its network can be seen, and with `same_data` a
-    target folder trained on the same data. The student is chosen on procedural images that no
-    student learnt, never on test images. All that is asked is charged to its own account. Raises
-    UserError.
+    With `images`, so many of the data, drawn at random with a fixed seed. Beside the student: the target
+    itself, where its network can be seen, and with `same_data` a target folder trained on the same
+    data. The student is chosen on procedural images that no student learnt, never on test images. All
+    that is asked is charged to an account of its own, in the run. Raises UserError.
     """
     run = RunFolder(path)
     manifest, _ = run.manifest(), run.outcome()
     opened = reopen({**manifest, "device": "cpu"}, place)
     same_target(opened, manifest)
     target, clone = opened.target, load_student(run.path)
-    fitting(data, target.spec)
+    data = _some(fitting(data, target.spec), images)
     if clone.ids is not None:
         raise UserError(f"{path} was made without knowing the classes: transfer attacks need them")
-    account = Account("transfer")
+    account = Account("transfer", path=run.path / "transfer.account")
+    before = account.asked
     parallel.seed_step(SEED, 0, 0)
-    held = target.spec.encode(priors.procedural(HELD_BACK, target.spec.shape)).clamp(*target.spec.bounds)
+    held = priors.procedural(HELD_BACK, target.spec.shape)
     best = better_student(clone.students, target, held, account)
     proxies: dict[str, nn.Module] = {"clone": clone.students[best]}
     if same_data is not None:
@@ -60,13 +63,24 @@ def attack_run(
     rows = transfer(attacks, proxies, target, data, account)
     found = {
         "schema_version": 1,
-        "data": describe_images(data),
+        "data": describe_images(data) | {"drawn": "at random, seed 0" if images else "all"},
         "student": {"index": best, "of": len(clone.students), "chosen_on": HELD_BACK},
-        "asked": account.asked,
+        "asked": account.asked - before,
+        "asked_in_all": account.asked,  # by earlier calls too
         "rows": rows,
     }
     write_json(run.path / "transfer.json", found)
     return found
+
+
+def _some(data: Images, images: int | None) -> Images:
+    """Return some images, whatever their order: folders come class by class. Raises UserError."""
+    if images is None:
+        return data
+    if images < 1:
+        raise UserError(f"--images {images}: at least 1")
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(SEED))
+    return data[order[:images]]
 
 
 def _white_box(target: Target) -> nn.Module | None:

@@ -65,26 +65,32 @@ def compose(
 
 
 def reached(curve: list[dict[str, Any]], name: str) -> dict[str, float | None]:
-    """Return the queries at which a curve first reaches each of LEVELS, interpolated; None: not reached."""
+    """Return the queries at which a curve first reaches each of LEVELS, interpolated; None: not reached.
+
+    At the first point already: that point's own queries.
+    """
     found: dict[str, float | None] = {}
     points = [(point["queries"], point[name]) for point in curve if point.get(name) is not None]
     for level in LEVELS:
         after = next((i for i, (_, value) in enumerate(points) if value >= level), None)
         queries: float | None = None
         if after is not None:
-            (x1, y1), (x0, y0) = points[after], points[after - 1] if after else (0, 0.0)
-            queries = round(x0 + (x1 - x0) * (level - y0) / (y1 - y0), 1) if y1 > y0 else float(x1)
+            (x1, y1), (x0, y0) = points[after], points[max(0, after - 1)]
+            queries = round(x0 + (x1 - x0) * (level - y0) / (y1 - y0), 1) if after else float(x1)
         found[f"{level:.2f}"] = queries
     return found
 
 
 def balance(histogram: dict[int, int], classes: int | None) -> float | None:
-    """Return the entropy of the answered classes over its greatest value: 1 for all alike, 0 for one."""
-    total, width = sum(histogram.values()), classes or len(histogram)
-    if not total or width < 2:
+    """Return the entropy of the answered classes over its greatest value: 1 for all alike, 0 for one.
+
+    None where the number of classes is unknown, or nothing was answered.
+    """
+    total = sum(histogram.values())
+    if not total or classes is None:
         return None
     shares = [count / total for count in histogram.values()]
-    return -sum(share * math.log(share) for share in shares) / math.log(width)
+    return -sum(share * math.log(share) for share in shares) / math.log(classes)
 
 
 def _bound(curve: list[dict[str, Any]]) -> dict[str, Any] | None:

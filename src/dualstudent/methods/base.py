@@ -97,6 +97,28 @@ class Method(ABC, Generic[S]):
                 flag = name.replace("_", "-")
                 raise UserError(f"--{flag} {getattr(self, name)}: it must be at least {value:g} and finite")
 
+    def plausible(self) -> None:
+        """Raise UserError for values that no recipe can mean, in fields that several methods have."""
+        values = {
+            name: getattr(self, name, None) for name in (*_SHARES, *_BELOW_ONE, *_POSITIVE, "diversity")
+        }
+        for name, value in values.items():
+            if value is None:
+                continue
+            flag, most = name.replace("_", "-"), "1" if name in _SHARES else "below 1"
+            each = value if isinstance(value, tuple) else (value,)
+            if name in _SHARES and not all(0 <= v <= 1 for v in each):
+                raise UserError(f"--{flag} {' '.join(f'{v:g}' for v in each)}: shares, 0 to {most}")
+            if name in _BELOW_ONE and not 0 <= value < 1:
+                raise UserError(f"--{flag} {value:g}: it must be at least 0 and {most}")
+            if name in _POSITIVE and not 0 < value < math.inf:
+                raise UserError(f"--{flag} {value:g}: it must be above 0 and finite")
+            if name == "diversity" and not 0 <= value < math.inf:
+                raise UserError(f"--{flag} {value:g}: it must be at least 0 and finite")
+
+
+_SHARES, _BELOW_ONE, _POSITIVE = ("drops", "grey"), ("momentum", "average", "first"), ("radius",)
+
 
 def steps_down(*at: float, factor: float = 0.3) -> Schedule:
     """Return the schedule that multiplies the rates by `factor` at each of the given progresses."""

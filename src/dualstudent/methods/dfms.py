@@ -14,7 +14,7 @@ from dualstudent.data import Images
 from dualstudent.losses import cross_entropy, imbalance
 from dualstudent.memory import Memory
 from dualstudent.methods.base import Method, Metrics, Phase, descend, frozen, spend, steps_down
-from dualstudent.methods.game import Pupils, adam, ask, learn, logit_distance, sgd
+from dualstudent.methods.game import Pupils, adam, ask, classes_of, learn, logit_distance, sgd
 from dualstudent.methods.knockoff import proxy_images
 from dualstudent.networks import make_students
 from dualstudent.networks.dcgan import Critic, DCGenerator
@@ -43,6 +43,7 @@ class DFMSHL(Method[Forgers]):
     batch: int = 128  # images of a batch
     student_steps: int = 1  # batches asked and learnt for one step of the DCGAN
     proxy: str = "shapes"  # what the DCGAN imitates: shapes made by the code, or a data set (not data-free)
+    proxy_dir: str | None = None  # folder of data sets; default: DUALSTUDENT_DATA
     first: float = 0.2  # share of the budget for proxy images, asked and learnt before the game
     first_most: int = 50_000  # images of that share, at most
     replays: int = 4  # batches learnt again for each that is asked, in that part
@@ -63,13 +64,14 @@ class DFMSHL(Method[Forgers]):
     data_free: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
-        "small": {"batch": 64, "width": 32, "rate": 0.03},
+        "tuned": {"batch": 64, "rate": 0.03, "first": 0.5},  # benchmarks/claims/tune.sh
     }
 
     def __post_init__(self) -> None:
         self.at_least(students=1, batch=2, student_steps=1, first=0, first_most=0, replays=0, warm=0)
-        self.at_least(memory=self.batch, noise_size=1, width=1, rate=0, momentum=0, weight_decay=0)
+        self.at_least(memory=self.batch + 2, noise_size=1, width=1, rate=0, momentum=0, weight_decay=0)
         self.at_least(gan_rate=0, max_classes=2)
+        self.plausible()
 
     @property
     def queries_per_step(self) -> int:
@@ -93,13 +95,16 @@ class DFMSHL(Method[Forgers]):
 
     def outside(self, spec: Spec) -> Images | None:
         """Return the proxy images, in the target's shape; None where shapes are made."""
-        return None if self.proxy == "shapes" else proxy_images(self.proxy, "train", None, spec.shape)
+        return (
+            None if self.proxy == "shapes" else proxy_images(self.proxy, "train", self.proxy_dir, spec.shape)
+        )
 
     def phases(self, budget: int, done: int = 0) -> Sequence[Phase[Forgers]]:
         """Return the DCGAN's start, the proxy images' share, then iterations that spend the rest."""
         before: list[Phase[Forgers]] = []
         if done == 0:
-            steps = int(min(self.first * budget, self.first_most)) // self.batch
+            most = min(self.first * budget, self.first_most, budget - 2 * parallel.world())
+            steps = max(0, int(most)) // self.batch
             done = steps * self.batch
             if self.warm:
                 before.append(
@@ -144,7 +149,9 @@ class DFMSHL(Method[Forgers]):
                 logits = state.students(fake)
                 balance = imbalance(logits)
                 fooled = F.softplus(-state.critic(fake)).mean()
-                descend(state.forger_descent, fooled + self.weight(logits.shape[2]) * balance)
+                descend(
+                    state.forger_descent, fooled + self.weight(classes_of(state.students, logits)) * balance
+                )
             return fooled.detach(), balance.detach()
 
         real = self.proxies(spec, self.batch, state)
@@ -156,7 +163,7 @@ class DFMSHL(Method[Forgers]):
         label = F.one_hot(answer.argmax(1), answer.shape[1]).to(answer.dtype)
         return learn(state, cross_entropy, x, label)[0]
 
-    def weight(self, classes: int) -> float:
+    def weight(self, classes: Tensor) -> Tensor | float:
         """Return λ: as given, else on the power law through 500 and 100 for 10 and 100 classes."""
         return self.diversity if self.diversity is not None else 500 * (10 / classes) ** math.log10(5)
 
@@ -182,6 +189,10 @@ class DFMSSL(DFMSHL):
 
     name: ClassVar[str] = "dfms-sl"
     needs: ClassVar[Access] = Access.PROBS
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {},
+        "tuned": {"batch": 64, "rate": 0.03, "gan_rate": 6e-4},  # benchmarks/claims/tune.sh
+    }
 
     def imitate(self, state: Forgers, x: Tensor, answer: Tensor) -> Tensor:
         """Learn the target's recovered logits."""

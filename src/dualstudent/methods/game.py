@@ -12,7 +12,7 @@ from dualstudent.losses import cross_entropy, l1, recover_logits
 from dualstudent.memory import Memory
 from dualstudent.methods.base import descend
 from dualstudent.networks import Clone, Generator, Students
-from dualstudent.numerics import full
+from dualstudent.numerics import exact, full
 from dualstudent.oracle import Oracle
 from dualstudent.programs import call
 from dualstudent.spec import Access, Spec
@@ -123,7 +123,8 @@ def climb_by_asking(
 ) -> Tensor:
     """Let the generator ascend the students' loss, its gradient estimated by forward differences.
 
-    On images before tanh, so that none leaves the bounds. Asks (directions + 1) · images.
+    On images before tanh, so that none leaves the bounds, and in true float32: steps this small are
+    lost in the rounding of tf32 and bf16. Asks (directions + 1) · images.
     """
     u = players.generator.preactivation(noise(players, images))
     at: list[Tensor] = []
@@ -136,6 +137,14 @@ def climb_by_asking(
         at.append(each[: len(u)].mean())
         return each
 
-    gradient = forward_differences(values, full(u.detach()), directions=directions, radius=radius)
+    with exact(u.device):
+        gradient = forward_differences(values, full(u.detach()), directions=directions, radius=radius)
     descend(players.generator_descent, -(full(u) * gradient).sum() / len(u))
     return at[0]
+
+
+def classes_of(students: Students, logits: Tensor) -> Tensor:
+    """Return the number of classes, those seen so far where it is unknown, as a tensor."""
+    if students.seen is None:
+        return torch.tensor(float(logits.shape[2]), device=logits.device)
+    return (students.seen.ids >= 0).sum().clamp_min(2).to(logits.dtype)

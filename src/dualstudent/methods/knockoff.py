@@ -1,8 +1,9 @@
 """Knockoff Nets, random strategy (Orekondy, Schiele, Fritz; CVPR 2019; arXiv 1812.02766). Not data-free."""
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ class Knockoff(Pool):
 
     name: ClassVar[str] = "knockoff"
     data_free: ClassVar[bool] = False
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}
 
     def init(self, spec: Spec) -> "Holder":
         """Return fresh students, an empty memory and a shuffled deck. Raises UserError without images."""
@@ -39,13 +41,13 @@ class Knockoff(Pool):
         """Return the proxy images, in the target's shape."""
         return proxy_images(self.proxy, self.proxy_split, self.proxy_dir, spec.shape)
 
-    def pixels(self, state: Learners, images: int, spec: Spec, device: torch.device) -> Tensor:
+    def pixels(self, state: Learners, first: int, images: int, spec: Spec, device: torch.device) -> Tensor:
         assert isinstance(state, Holder)
-        pool, turn = self.outside(spec), state.memory.added // len(state.deck.order)
-        cards = (state.memory.added + torch.arange(images)) % len(state.deck.order)
-        mine = cards[parallel.rank() :: parallel.world()]
-        x = pool[state.deck.order[mine.to(device)].cpu()].pixels().to(device)
-        return x if turn == 0 else _shifted(x)
+        pool, order = self.outside(spec), state.deck.order.cpu()
+        cards = torch.arange(first, first + images)[parallel.rank() :: parallel.world()]
+        x = pool[order[cards % len(order)]].pixels()
+        again = (cards >= len(order)).view(-1, 1, 1, 1)
+        return torch.where(again, _shifted(x), x).to(device)
 
 
 class Deck(nn.Module):
@@ -66,9 +68,10 @@ class Holder(Learners):
 
 
 def _shifted(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-    """Return images rolled by up to two pixels each way."""
-    down, right = torch.randint(-2, 3, (2, len(x))).tolist()
-    return torch.stack([one.roll((d, r), (1, 2)) for one, d, r in zip(x, down, right, strict=True)])
+    """Return images rolled by up to two pixels each way, and not by none."""
+    places = [(d, r) for d in range(-2, 3) for r in range(-2, 3) if d or r]
+    chosen = torch.randint(len(places), (len(x),)).tolist()
+    return torch.stack([one.roll(places[i], (1, 2)) for one, i in zip(x, chosen, strict=True)])
 
 
 @functools.lru_cache(maxsize=4)

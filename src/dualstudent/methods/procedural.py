@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
@@ -42,19 +43,23 @@ class Pool(Method[Learners]):
 
     needs: ClassVar[Access] = Access.LABEL
     data_free: ClassVar[bool] = True
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "default": {},
+        "tuned": {"students": 2},  # the best of eight trials: benchmarks/claims/tune.sh
+    }
 
     def __post_init__(self) -> None:
-        self.at_least(students=1, batch=2, replays=1, learnt=2, memory=self.batch, max_classes=2)
+        self.at_least(students=1, batch=2, replays=1, learnt=2, memory=self.batch + 2, max_classes=2)
         self.at_least(rate_soft=0, rate_hard=0, momentum=0, weight_decay=0)
+        self.plausible()
 
     @property
     def queries_per_step(self) -> int:
         return self.batch
 
     @abstractmethod
-    def pixels(self, state: Learners, images: int, spec: Spec, device: torch.device) -> Tensor:
-        """Return this rank's share of the next images, pixels in [0, 1]."""
+    def pixels(self, state: Learners, first: int, images: int, spec: Spec, device: torch.device) -> Tensor:
+        """Return this rank's share of the next images, pixels in [0, 1]; `first` were asked before."""
 
     def init(self, spec: Spec) -> Learners:
         """Return fresh students and an empty memory."""
@@ -70,7 +75,8 @@ class Pool(Method[Learners]):
     def iterate(self, state: Learners, oracle: Oracle, sizes: Sequence[int]) -> Metrics:
         """Ask and remember, then learn batches drawn from all that is remembered."""
         device, spec = next(state.students.parameters()).device, oracle.spec
-        images = [self.pixels(state, size, spec, device) for size in sizes]
+        first = [state.memory.added + before for before in accumulate(sizes, initial=0)]
+        images = [self.pixels(state, *at, spec, device) for at in zip(first, sizes, strict=False)]
         images = [state.memory.rounded(_inside(spec.encode(x), spec)) for x in images]
         for x, answer in ask(state, oracle, images):
             state.memory.add(x, answer)
@@ -90,7 +96,7 @@ class Noise(Pool):
 
     name: ClassVar[str] = "noise"
 
-    def pixels(self, state: Learners, images: int, spec: Spec, device: torch.device) -> Tensor:
+    def pixels(self, state: Learners, first: int, images: int, spec: Spec, device: torch.device) -> Tensor:
         return priors.noise(parallel.shard(images), spec.shape, device)
 
 
@@ -100,5 +106,5 @@ class Procedural(Pool):
 
     name: ClassVar[str] = "procedural"
 
-    def pixels(self, state: Learners, images: int, spec: Spec, device: torch.device) -> Tensor:
+    def pixels(self, state: Learners, first: int, images: int, spec: Spec, device: torch.device) -> Tensor:
         return priors.procedural(parallel.shard(images), spec.shape, device)

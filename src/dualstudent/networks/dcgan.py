@@ -53,10 +53,12 @@ class Critic(nn.Module):
         layers: list[nn.Module] = []
         inputs, h, w = shape
         for i in range(doublings(shape)):
-            layers.append(nn.Conv2d(inputs, width * 2**i, 4, 2, 1, bias=i == 0))
+            halved = h > 4, w > 4  # the shorter side is small before the longer one is
+            kernel, stride = (tuple(a if half else b for half in halved) for a, b in ((4, 3), (2, 1)))
+            layers.append(nn.Conv2d(inputs, width * 2**i, kernel, stride, 1, bias=i == 0))  # type: ignore[arg-type]
             layers += [nn.BatchNorm2d(width * 2**i)] if i else []
             layers.append(nn.LeakyReLU(0.2, inplace=True))
-            inputs, h, w = width * 2**i, h // 2, w // 2
+            inputs, h, w = width * 2**i, h // stride[0], w // stride[1]
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(inputs * h * w, 1)
 

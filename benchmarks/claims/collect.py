@@ -1,0 +1,122 @@
+"""Collect the sweeps of a suite: results.json, docs/results.md and its plots."""
+
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from summary import read, write
+
+from dualstudent import sweep as sweeps
+from dualstudent.experiment.result import LEVELS
+from dualstudent.sweep.summary import over_seeds
+
+HERE = Path(__file__).parent
+DOCS = HERE.parent.parent / "docs"
+BEGIN, END = "<!-- begin of what collect.py writes -->", "<!-- end of what collect.py writes -->"
+
+
+def gather(spec: Path) -> list[dict[str, Any]]:
+    """Return a row for each target, method, labels and budget of a sweep: figures over its seeds."""
+    groups: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
+    for cell in sweeps.read_sweep(spec).cells:
+        path = Path(cell.path) / "result.json"
+        if cell.possible and path.exists() and (result := read(path))["complete"]:
+            groups.setdefault((cell.target.name, cell.row, cell.labels, cell.budget), []).append(result)
+    return [figures(*key, results) for key, results in groups.items()]
+
+
+def figures(target: str, row: str, labels: str, budget: int, results: list[dict[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {"target": target, "method": row, "labels": labels, "budget": budget}
+    values |= {"n": len(results), "data_free": all(flag(r, "data-free") for r in results)}
+    for name in ("agreement", "accuracy", "balance"):
+        known = [r[name] for r in results if r[name] is not None]
+        figure = over_seeds(known)
+        values[name] = None
+        if figure is not None:
+            values[name] = {"mean": figure.mean, "half_ci95": figure.half, "values": known}
+    values["reached"] = {}
+    for level in (f"{x:.2f}" for x in LEVELS):
+        reached = [r["reached"]["agreement"][level] for r in results]
+        values["reached"][level] = None if None in reached else statistics.median(reached)
+    values["collapsed"] = sum(not flag(r, "collapse") for r in results)
+    values["seconds"] = statistics.fmean(r["timing"]["wall_s"] for r in results)
+    values["curve"] = curve(results)
+    return values
+
+
+def flag(result: dict[str, Any], name: str) -> bool:
+    return next(bool(f["ok"]) for f in result["flags"] if f["name"] == name)
+
+
+def curve(results: list[dict[str, Any]]) -> list[list[float]]:
+    """Return (queries, mean agreement) at the queries that all seeds have."""
+    seen = [{p["queries"]: p["agreement"] for p in r["curve"]} for r in results]
+    common = sorted(set.intersection(*(set(s) for s in seen)) - {0})
+    return [[q, statistics.fmean(s[q] for s in seen)] for q in common]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    head = ["method", "data-free", "from", "n", "agreement, %", "accuracy, %", "balance", *LEVELS_WORDS, "s"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in sorted(rows, key=lambda r: (r["labels"] == "hard", -r["agreement"]["mean"])):
+        reached = [f"{q:,.0f}" if q is not None else "–" for q in row["reached"].values()]
+        free = "yes" if row["data_free"] else "**no**"
+        source = {"soft": "probabilities", "hard": "labels"}[row["labels"]]
+        words = [row["method"], free, source, str(row["n"]), share(row["agreement"]), share(row["accuracy"])]
+        words += [f"{row['balance']['mean']:.2f}", *reached, f"{row['seconds']:.0f}"]
+        lines.append("| " + " | ".join(words) + " |")
+    return "\n".join(lines)
+
+
+LEVELS_WORDS = [f"{100 * level:.0f} %" for level in LEVELS]
+
+
+def share(figure: dict[str, Any]) -> str:
+    text = f"{100 * figure['mean']:.1f}"
+    return text if figure["half_ci95"] is None else f"{text} ± {100 * figure['half_ci95']:.1f}"
+
+
+def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    names = list(dict.fromkeys(row["method"] for row in rows))
+    for axes, labels, words in zip(
+        figure.subplots(1, 2, sharey=True), ("soft", "hard"), ("probabilities", "labels"), strict=True
+    ):
+        for row in rows:
+            if row["labels"] == labels and row["curve"]:
+                i = names.index(row["method"])
+                style = "--" if not row["data_free"] else "-"
+                x, y = zip(*row["curve"], strict=True)
+                axes.plot(x, [100 * v for v in y], style, color=f"C{i % 10}", lw=1.5, label=row["method"])
+        axes.set_xscale("log")
+        axes.set_title(f"{title}, from {words}", fontsize=10)
+        axes.set_xlabel("queries")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    figure.axes[0].set_ylabel("agreement with the target, % (mean over seeds)")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    suites = {name: gather(HERE / f"{name}.toml") for name in sys.argv[1:]}
+    path = HERE / "results.json"
+    known: dict[str, Any] = read(path)["suites"] if path.exists() else {}
+    known |= {name: rows for name, rows in suites.items() if rows}
+    write(path, "benchmarks/claims/command.sh", {"suites": known})
+    parts = []
+    for name, rows in known.items():
+        shown = [row for row in rows if not row["method"].endswith((", paper", ", default"))]
+        draw(shown, DOCS / f"results-{name}.png", name)
+        parts.append(
+            f"### {name}\n\n![Agreement over queries, {name}](results-{name}.png)\n\n{table(rows)}\n"
+        )
+    page = DOCS / "results.md"
+    text = page.read_text()
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    page.write_text(before + BEGIN + "\n\n" + "\n".join(parts) + "\n" + END + after)
+
+
+if __name__ == "__main__":
+    main()
