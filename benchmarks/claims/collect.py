@@ -70,6 +70,18 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def gradient_table(rows: list[dict[str, Any]]) -> str:
+    """Return eq. 6 and cosine at the end of the runs."""
+    last = [r for r in rows if r["queries"] == max(q["queries"] for q in rows)]
+    head = ["Dual Student's recipe", "from", "images", "gradient", "queries an image", "eq. 6", "cosine"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in last:
+        source = {"soft": "probabilities", "hard": "labels"}[row["labels"]]
+        words = [row["preset"], source, row["images"], row["gradient"], f"{row['asked_per_image']:.0f}"]
+        lines.append("| " + " | ".join([*words, f"{row['eq6']:.2f}", f"{row['cosine']:.2f}"]) + " |")
+    return "\n".join(lines)
+
+
 LEVELS_WORDS = [f"{100 * level:.0f} %" for level in LEVELS]
 
 
@@ -112,6 +124,10 @@ def main() -> None:
         parts.append(
             f"### {name}\n\n![Agreement over queries, {name}](results-{name}.png)\n\n{table(rows)}\n"
         )
+    if (HERE / "gradients.json").exists():
+        text = "Means of three seeds after 50,000 queries, the owner's view (docs/evaluation.md)."
+        found = gradient_table(read(HERE / "gradients.json")["rows"])
+        parts.append(f"### Gradients on digits\n\n{text}\n\n{found}\n")
     page = DOCS / "results.md"
     text = page.read_text()
     before, after = text.split(BEGIN)[0], text.split(END)[1]
