@@ -77,7 +77,7 @@ class AsksInTurns(DualStudent):
         self, state: DualStudentState, oracle: Oracle, sizes: Sequence[int]
     ) -> list[tuple[Tensor, Tensor]]:
         with torch.no_grad():
-            images = [state.generator(noise(state, size)) for size in sizes]
+            images = [state.generator(noise(state.generator, size)) for size in sizes]
         return [(x, told(state.students, oracle(x))) for x in images]
 
 
@@ -144,7 +144,7 @@ class ClimbsBefore(DualStudent):
     honest: bool = False  # whether it records what it did
 
     def climb(self, state: DualStudentState) -> dict[str, Tensor]:
-        x = state.generator.preactivation(noise(state, self.batch))
+        x = state.generator.preactivation(noise(state.generator, self.batch))
         logits = state.students(x)
         gap = losses.disagreement(logits).mean()
         descend(state.generator_descent, -gap)
@@ -157,7 +157,7 @@ class ClimbsProbabilities(DualStudent):
     """Broken: the generator climbs the disagreement of probabilities, and says so throughout."""
 
     def climb(self, state: DualStudentState) -> dict[str, Tensor]:
-        x = state.generator(noise(state, self.batch))
+        x = state.generator(noise(state.generator, self.batch))
         logits = state.students(x).softmax(2)
         gap = losses.disagreement(logits).mean()
         descend(state.generator_descent, -gap)

@@ -47,7 +47,7 @@ def test_generator_step_climbs_the_disagreement(linear: Callable[..., Linear]) -
     method = DualStudent(**{**QUICK, "batch": 64}, generator_rate=3e-3)
     state = method.init(linear().spec)
     torch.manual_seed(0)
-    z = noise(state, 64)
+    z = noise(state.generator, 64)
     method = replace(method)
     object.__setattr__(method, "draw", lambda state, images: z)
     gaps = [method.climb(state)["gap"].item() for _ in range(15)]

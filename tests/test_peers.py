@@ -321,6 +321,18 @@ def test_knockoff_asks_none_twice_in_a_last_step_of_two_batches(linear: Callable
     assert shown.unique == 161
 
 
+def test_a_proxy_folder_is_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run records does not depend on where its command was given; names stay names."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "shapes").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert methods.Knockoff(proxy="mine", proxy_dir="mine").proxy == str(tmp_path / "mine")
+    assert methods.Knockoff(proxy="digits", proxy_dir="mine").proxy_dir == str(tmp_path / "mine")
+    assert methods.Knockoff(proxy="digits").proxy == "digits"
+    assert methods.DFMSHL().proxy == "shapes"
+    assert methods.DFMSHL(proxy="mine").proxy == str(tmp_path / "mine")
+
+
 def test_proxies_are_fitted_to_the_target(tmp_path: Path) -> None:
     method = methods.Knockoff(proxy="digits")
     fitted = method.outside(ds.Spec((3, 16, 12), 4))

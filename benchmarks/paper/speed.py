@@ -150,9 +150,9 @@ def ours(case: str, batch: int, variant: str, args: argparse.Namespace, device: 
 def plain(case: str, batch: int, steps: int, device: str) -> dict[str, Any]:
     """Time the loop that a newcomer would write, on the same device."""
     arch, student, shape = networks(case, device)
-    Numerics("auto").on(device).apply("cpu")
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, True  # torch's defaults
+    torch.backends.cudnn.benchmark = False
     with torch.device(device):
-        torch.backends.cudnn.benchmark = False
         students = [plain_classifier(student, shape, 10) for _ in range(2)]
         loop = Plain(
             plain_classifier(arch, shape, 10).eval(), students, PlainGenerator(256, shape), hard=True

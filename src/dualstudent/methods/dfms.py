@@ -14,13 +14,15 @@ from dualstudent.data import Images
 from dualstudent.losses import cross_entropy, imbalance
 from dualstudent.memory import Memory
 from dualstudent.methods.base import Method, Metrics, Phase, descend, frozen, spend, steps_down
-from dualstudent.methods.game import Pupils, adam, ask, classes_of, learn, logit_distance, sgd
-from dualstudent.methods.knockoff import proxy_images
+from dualstudent.methods.game import Pupils, adam, ask, classes_of, learn, logit_distance, noise, sgd
+from dualstudent.methods.knockoff import proxy_images, settled
 from dualstudent.networks import make_students
 from dualstudent.networks.dcgan import Critic, DCGenerator
 from dualstudent.oracle import Oracle
 from dualstudent.programs import call
 from dualstudent.spec import Access, Spec
+
+SHAPES = "shapes"  # the proxy that the code makes by itself
 
 
 @dataclass
@@ -42,7 +44,7 @@ class DFMSHL(Method[Forgers]):
     students: int = 1  # the paper has one
     batch: int = 128  # images of a batch
     student_steps: int = 1  # batches asked and learnt for one step of the DCGAN
-    proxy: str = "shapes"  # what the DCGAN imitates: shapes made by the code, or a data set (not data-free)
+    proxy: str = SHAPES  # what the DCGAN imitates: shapes made by the code, or a data set (not data-free)
     proxy_dir: str | None = None  # folder of data sets; default: DUALSTUDENT_DATA
     first: float = 0.2  # share of the budget for proxy images, asked and learnt before the game
     first_most: int = 50_000  # images of that share, at most
@@ -72,6 +74,9 @@ class DFMSHL(Method[Forgers]):
         self.at_least(memory=self.batch + 2, noise_size=1, width=1, rate=0, momentum=0, weight_decay=0)
         self.at_least(gan_rate=0, max_classes=2)
         self.plausible()
+        if self.proxy != SHAPES:
+            object.__setattr__(self, "proxy", settled(self.proxy))
+        object.__setattr__(self, "proxy_dir", settled(self.proxy_dir))
 
     @property
     def queries_per_step(self) -> int:
@@ -95,9 +100,7 @@ class DFMSHL(Method[Forgers]):
 
     def outside(self, spec: Spec) -> Images | None:
         """Return the proxy images, in the target's shape; None where shapes are made."""
-        return (
-            None if self.proxy == "shapes" else proxy_images(self.proxy, "train", self.proxy_dir, spec.shape)
-        )
+        return None if self.proxy == SHAPES else proxy_images(self.proxy, "train", self.proxy_dir, spec.shape)
 
     def phases(self, budget: int, done: int = 0) -> Sequence[Phase[Forgers]]:
         """Return the DCGAN's start, the proxy images' share, then iterations that spend the rest."""
@@ -134,7 +137,7 @@ class DFMSHL(Method[Forgers]):
         """Let the DCGAN take a step, then ask and imitate fresh forgeries."""
         metrics = dict(self.forge(state, oracle.spec))
         with torch.no_grad():
-            images = [oracle.spec.quantise(state.forger(self.noise(state, size))) for size in sizes]
+            images = [oracle.spec.quantise(state.forger(noise(state.forger, size))) for size in sizes]
         losses = [self.imitate(state, x, answer) for x, answer in ask(state, oracle, images)]
         return metrics | {"loss": torch.stack(losses).mean()}
 
@@ -155,7 +158,7 @@ class DFMSHL(Method[Forgers]):
             return fooled.detach(), balance.detach()
 
         real = self.proxies(spec, self.batch, state)
-        fooled, balance = call("forge", forge, real, self.noise(state, self.batch))
+        fooled, balance = call("forge", forge, real, noise(state.forger, self.batch))
         return {"fooled": fooled, "imbalance": balance}
 
     def imitate(self, state: Forgers, x: Tensor, answer: Tensor) -> Tensor:
@@ -176,11 +179,6 @@ class DFMSHL(Method[Forgers]):
         else:
             pixels = pool[torch.randint(len(pool), (share,))].pixels().to(device)
         return spec.encode(pixels).clamp(*spec.bounds)
-
-    def noise(self, state: Forgers, images: int) -> Tensor:
-        """Return this rank's share of fresh noise vectors (b, noise_size)."""
-        weight = state.forger.linear.weight
-        return torch.randn(parallel.shard(images), self.noise_size, device=weight.device)
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ class DisGUIDE(Method[Rememberers]):
                 )
             return (gap.detach(),)
 
-        [gap] = call("climb", program, noise(state, self.batch))
+        [gap] = call("climb", program, noise(state.generator, self.batch))
         return gap
 
     def weight(self, classes: Tensor) -> Tensor | float:

@@ -140,7 +140,7 @@ class DualStudent(Method[DualStudentState]):
                 descend(state.generator_descent, -gap)
             return gap.detach(), x.detach(), logits.detach()
 
-        gap, x, logits = call("climb", program, noise(state, self.batch, self.noise))
+        gap, x, logits = call("climb", program, noise(state.generator, self.batch, self.noise))
         return {"gap": gap, "generator/images": x, "generator/logits": logits}
 
     def ask(

@@ -12,6 +12,7 @@ from dualstudent.losses import cross_entropy, l1, recover_logits
 from dualstudent.memory import Memory
 from dualstudent.methods.base import descend
 from dualstudent.networks import Clone, Generator, Students
+from dualstudent.networks.dcgan import DCGenerator
 from dualstudent.numerics import exact, full
 from dualstudent.oracle import Oracle
 from dualstudent.programs import call
@@ -95,10 +96,10 @@ def learn(players: Pupils, loss: Loss, x: Tensor, answer: Tensor) -> tuple[Tenso
     return mean, logits
 
 
-def noise(players: Players, images: int, kind: Noise = "normal") -> Tensor:
-    """Return this rank's share of fresh noise vectors (b, d) for the generator."""
+def noise(generator: Generator | DCGenerator, images: int, kind: Noise = "normal") -> Tensor:
+    """Return this rank's share of fresh noise vectors (b, d) for a generator."""
     make = torch.randn if kind == "normal" else torch.rand
-    weight = players.generator.linear.weight
+    weight = generator.linear.weight
     return make(parallel.shard(images), weight.shape[1], device=weight.device)
 
 
@@ -109,7 +110,7 @@ def make(players: Players, oracle: Oracle, sizes: Sequence[int], kind: Noise = "
         return (oracle.spec.quantise(players.generator(z)),)
 
     with torch.no_grad():
-        return [x for size in sizes for x in call("make", program, noise(players, size, kind))]
+        return [x for size in sizes for x in call("make", program, noise(players.generator, size, kind))]
 
 
 def ask(players: Pupils, oracle: Oracle, batches: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -126,7 +127,7 @@ def climb_by_asking(
     On images before tanh, so that none leaves the bounds, and in true float32: steps this small are
     lost in the rounding of tf32 and bf16. Asks (directions + 1) · images.
     """
-    u = players.generator.preactivation(noise(players, images))
+    u = players.generator.preactivation(noise(players.generator, images))
     at: list[Tensor] = []
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dualstudent import parallel
-from dualstudent.data import Images, load_data
+from dualstudent.data import DATA_SETS, Images, load_data
 from dualstudent.errors import UserError
 from dualstudent.methods.procedural import Learners, Pool
 from dualstudent.spec import Spec
@@ -31,6 +32,11 @@ class Knockoff(Pool):
     name: ClassVar[str] = "knockoff"
     data_free: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "proxy", settled(self.proxy))
+        object.__setattr__(self, "proxy_dir", settled(self.proxy_dir))
 
     def init(self, spec: Spec) -> "Holder":
         """Return fresh students, an empty memory and a shuffled deck. Raises UserError without images."""
@@ -72,6 +78,13 @@ def _shifted(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     places = [(d, r) for d in range(-2, 3) for r in range(-2, 3) if d or r]
     chosen = torch.randint(len(places), (len(x),)).tolist()
     return torch.stack([one.roll(places[i], (1, 2)) for one, i in zip(x, chosen, strict=True)])
+
+
+def settled(place: str | None) -> str | None:
+    """Return a folder by its whole path, for a run that is resumed from elsewhere; a name as it is."""
+    if place is None or place in DATA_SETS or not Path(place).is_dir():
+        return place
+    return str(Path(place).absolute())
 
 
 @functools.lru_cache(maxsize=4)
