@@ -347,6 +347,9 @@ def test_run_names_the_images_of_others_that_it_asked(linear: Callable[..., Line
     about = json.loads((tmp_path / "k" / "manifest.json").read_text())
     assert about["data_free"] is False
     assert about["outside"]["name"] == "digits"
+    [flag] = [flag for flag in run.result["flags"] if flag["name"] == "data-free"]
+    assert not flag["ok"]
+    assert "digits train, 897" in flag["text"]
     assert len(about["outside"]["sha256"]) == 64
     assert run.result["spent"] == 40
     free = ds.extract(quick("procedural", "default"), linear(), queries=40, out=tmp_path / "p")

@@ -262,6 +262,17 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path, report: Report) -> None
     assert all(name in page.text for name in ("x/run", "y/run", "x/run (2)"))
 
 
+def test_runs_of_a_sweep_are_named_by_what_differs(tmp_path: Path, report: Report) -> None:
+    runs = [
+        make_run(tmp_path / f"s/{way}/soft/50000/seed{seed}") for way in ("noise", "dfme") for seed in (0, 1)
+    ]
+    page = report(*runs)
+    assert all(f"{way}/soft/50000/seed{seed}" in page.text for way in ("noise", "dfme") for seed in (0, 1))
+    page = report(*runs[::2])
+    assert "50000" not in page.text.partition("Results")[2].partition("Copied")[0]
+    assert "noise" in page.text
+
+
 def test_later_evaluations_are_listed(tmp_path: Path, report: Report) -> None:
     other = {"data": "mnist", "split": "test", "images": 10_000, "agreement": 0.5, "agreement_ci": [0.4, 0.6]}
     page = report(make_run(tmp_path / "demo", evaluations=[other]))

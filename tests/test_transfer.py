@@ -202,7 +202,9 @@ def test_command_attacks_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
     own = [r["success"] for r in found["rows"] if r["proxy"] == "the target itself" and not r["targeted"]]
     assert own[1] > own[0]
     assert main(["transfer", run, *words, "--same-data", str(tmp_path / "nothing")]) == 2
+    capsys.readouterr()
     assert main(["transfer", run, "--data", "digits", "--eps", "999"]) == 2
+    assert "--eps 999" in capsys.readouterr().err
     assert main(["transfer", run, "--data", "digits", "--images", "0"]) == 2
     assert main(["transfer", run, *words, "--attacks", "fgsm"]) == 0
     again = json.loads((tmp_path / "r" / "transfer.json").read_text())

@@ -4,7 +4,7 @@ from rich.table import Table
 
 from dualstudent import experiment
 from dualstudent.cli.forms import TransferForm
-from dualstudent.cli.show import console, percent
+from dualstudent.cli.show import Bars, console, percent
 from dualstudent.data import load_data
 from dualstudent.errors import UserError
 from dualstudent.report import transfer_png
@@ -14,6 +14,9 @@ def attack(form: TransferForm) -> int:
     """Attack a run's target, print the successes, write transfer.json and transfer.png. Raises UserError."""
     if not form.eps or not form.attacks:
         raise UserError("give at least one attack and one size: --attacks, --eps")
+    for flag, sizes in (("eps", form.eps), ("step", (form.step,))):
+        if not all(0 < size <= 255 for size in sizes):
+            raise UserError(f"--{flag} {' '.join(f'{v:g}' for v in sizes)}: 255ths, above 0 and at most 255")
     data = load_data(form.data, form.split, folder=form.data_dir)
     attacks = experiment.sweep_over(
         form.attacks,
@@ -22,9 +25,16 @@ def attack(form: TransferForm) -> int:
         iterations=form.iterations,
         restarts=form.restarts,
     )
-    found = experiment.attack_run(
-        form.run, data, attacks, images=form.images, same_data=form.same_data, place=form.target
-    )
+    with Bars(transfer="attacks") as bars:
+        found = experiment.attack_run(
+            form.run,
+            data,
+            attacks,
+            images=form.images,
+            same_data=form.same_data,
+            place=form.target,
+            progress=lambda done, total: bars.update("transfer", done, total),
+        )
     table = Table(title=f"success on {found['rows'][0]['right']:,} images classified rightly")
     for column in ("proxy", "attack", "targeted", *(f"{size:g}/255" for size in form.eps)):
         table.add_column(column, justify="left" if column in ("proxy", "attack", "targeted") else "right")

@@ -5,7 +5,7 @@ restarts and target classes, which papers often leave out, are part of every fig
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -89,6 +89,7 @@ def transfer(
     target: Target,
     data: Images,
     account: Account,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """Attack test images on each proxy, show them to the target, and return a row for each pair.
 
@@ -112,6 +113,7 @@ def transfer(
                 | {"success": _share(hit & right, right), "success_all": _share(hit, torch.ones_like(right))}
                 | {"success_ci": wilson(int((hit & right).sum()), int(right.sum()))}
             )
+            progress(len(rows), len(proxies) * len(attacks))
     return rows
 
 

@@ -1,6 +1,6 @@
 """What transfers from a run's clone as an attack on its target: transfer.json beside the run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def attack_run(
     images: int | None = None,
     same_data: str | None = None,
     place: str | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Attack a run's target with images made on its better student, and write transfer.json.
 
@@ -60,7 +61,7 @@ def attack_run(
     own = _white_box(target)
     if own is not None:
         proxies["the target itself"] = own
-    rows = transfer(attacks, proxies, target, data, account)
+    rows = transfer(attacks, proxies, target, data, account, progress)
     found = {
         "schema_version": 1,
         "data": describe_images(data) | {"drawn": "at random, seed 0" if images else "all"},

@@ -114,7 +114,7 @@ def _flags(
     flags = [
         ("budget", spent == planned, f"{spent:,} of {planned:,} planned queries spent"),
         ("access", True, f"the attacker saw: {soft}"),
-        ("data-free", manifest["data_free"], "no outside images" if manifest["data_free"] else "uses images"),
+        ("data-free", manifest["data_free"], _images(manifest)),
         (
             "collapse",
             top < COLLAPSE,
@@ -131,6 +131,13 @@ def _flags(
         before = ", ".join(f"{budget:,}" for budget in manifest["budgets"][:-1])
         flags.append(("extended", False, f"planned for {before} queries first, then extended"))
     return [{"name": name, "ok": ok, "text": text} for name, ok, text in flags]
+
+
+def _images(manifest: dict[str, Any]) -> str:
+    if manifest["data_free"]:
+        return "no outside images"
+    about = manifest.get("outside") or {"name": "an unknown set", "split": "", "images": 0}
+    return f"asks the images of others: {about['name']} {about['split']}, {about['images']:,}"
 
 
 def _held(limits: dict[str, Any] | None, bounded: bool | None) -> str:

@@ -119,7 +119,7 @@ class DFME(Method[Players]):
         loss = LOSSES[self.hard_loss if oracle.spec.access == Access.LABEL else self.soft_loss]
         metrics: dict[str, Tensor] = {}
         for _ in range(self.generator_steps if climbs is None else climbs):
-            metrics["gap"] = climb_by_asking(
+            metrics["climbed"] = climb_by_asking(
                 state, oracle, loss, self.batch, directions=self.directions, radius=self.radius
             )
         batches = ask(state, oracle, make(state, oracle, sizes))

@@ -97,7 +97,7 @@ class MAZE(Method[Rememberers]):
         """Climb the KL divergence by asking; ask, imitate and remember fresh batches; replay."""
         metrics: dict[str, Tensor] = {}
         for _ in range(self.generator_steps if climbs is None else climbs):
-            metrics["gap"] = climb_by_asking(
+            metrics["climbed"] = climb_by_asking(
                 state, oracle, kl, self.batch, directions=self.directions, radius=self.radius
             )
         losses = []

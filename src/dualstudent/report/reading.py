@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,13 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     if not paths:
         raise UserError("a report needs at least one run directory")
     runs = [_read(Path(path)) for path in paths]
+    whole_paths = [Path(os.path.abspath(path)).parts for path in paths]
     for parts in (1, 2):
         names = [_name(Path(path), parts) for path in paths]
-        if len(set(names)) == len(names):
+        if len(set(names)) == len(set(whole_paths)):
             break
+    else:
+        names = _told_apart(whole_paths)
     seen: dict[str, int] = {}
     for i, name in enumerate(names):
         seen[name] = seen.get(name, 0) + 1
@@ -171,6 +175,18 @@ def _strips(folder: Path) -> tuple[Strip, ...]:
         return ()
     found = [Strip(int(match[1]), path) for match, path in names if match]
     return tuple(sorted(found, key=lambda strip: (strip.queries, strip.path.name)))
+
+
+def _told_apart(paths: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return paths without what all of them begin and end with: those of a sweep differ in the middle."""
+    first = _alike(paths)
+    last = _alike([path[first:][::-1] for path in paths])
+    return ["/".join(path[first : len(path) - last]) or path[-1] for path in paths]
+
+
+def _alike(paths: Sequence[tuple[str, ...]]) -> int:
+    """Return how many parts all paths begin with."""
+    return sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False)))
 
 
 def _name(path: Path, parts: int) -> str:
