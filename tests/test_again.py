@@ -190,6 +190,24 @@ def test_a_start_from_another_input_space_is_refused(tmp_path: Path, linear: Cal
     assert ds.extract(again, linear(), queries=40, out=tmp_path / "s").result["spent"] == 40
 
 
+def test_a_plan_has_the_time_of_evaluations(
+    linear: Callable[..., Linear], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step of one evaluation and the last figures, each a second here."""
+    from dualstudent.experiment import estimate
+
+    def slow(clone: Any, data: ds.Images, spec: ds.Spec) -> torch.Tensor:
+        time.sleep(len(data) / 900)
+        return torch.zeros(1)
+
+    monkeypatch.setattr(sys.modules["dualstudent.experiment.estimate"], "logits", slow)
+    target, budget = linear(classes=10), METHOD.queries_per_step
+    plain = estimate(METHOD, target, queries=budget)
+    judged = estimate(METHOD, target, queries=budget, data=ds.load_data("digits"))
+    assert judged.seconds - plain.seconds == pytest.approx(2, abs=0.5)
+    assert target.seen == 0
+
+
 @pytest.mark.parametrize("access", [ds.Access.PROBS, ds.Access.LABEL])
 def test_a_plan_asks_nothing(access: ds.Access, linear: Callable[..., Linear]) -> None:
     target = linear(access=access)

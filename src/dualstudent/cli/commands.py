@@ -1,5 +1,6 @@
 """What each command does."""
 
+import contextlib
 import json
 import logging
 import os
@@ -115,6 +116,9 @@ def plan_command(args: list[str]) -> int:
     device = experiment.choose_device(form.machine.device)
     opened = targets.open_target(form.extraction.target, form.access, device=device)
     set_threads(form.machine.threads, opened.target.spec.shape, getattr(form.method, "student", "auto"))
+    data = None
+    with contextlib.suppress(UserError):  # what is not at hand, extract would not judge by either
+        data = None if opened.data is None else load_data(opened.data)
     found = experiment.estimate(
         form.method,
         opened.target,
@@ -122,6 +126,7 @@ def plan_command(args: list[str]) -> int:
         labels=form.extraction.labels,
         device=device,
         numerics=form.machine.numerics,
+        data=data,
     )
     table = Table(title=f"plan: {form.method.name} on {opened.name}", title_justify="left")
     for column in ("phase", "steps", "queries a step", "queries"):
@@ -131,7 +136,8 @@ def plan_command(args: list[str]) -> int:
     table.add_row("all", f"{sum(s for _, s, _ in found.phases):,}", "", f"{found.queries:,}")
     console.print(table)
     console.print(
-        f"estimated time {found.seconds:.0f} s on {device} with {torch.get_num_threads()} threads;"
+        f"estimated time {found.seconds:.0f} s on {device} with {torch.get_num_threads()} threads,"
+        f" {'evaluations not' if data is None else f'evaluations on {len(data):,} images'} included;"
         " the target was not asked"
     )
     if not found.whole:

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from dualstudent import engine, parallel
+from dualstudent.data import Images
 from dualstudent.defences import bare
 from dualstudent.errors import UserError
+from dualstudent.evaluation import fitting, logits
+from dualstudent.evaluation.fidelity import BATCH
 from dualstudent.experiment.again import facing
+from dualstudent.experiment.recorder import evaluation_steps
 from dualstudent.ledger import Account
-from dualstudent.methods import Method
+from dualstudent.methods import Method, Phase, State
 from dualstudent.numerics import AUTO, Numerics
 from dualstudent.oracle import Oracle
-from dualstudent.spec import Access, Labels, Target
+from dualstudent.spec import Access, Labels, Spec, Target
 from dualstudent.targets import ModuleTarget
 
 TIMED = 3  # steps timed, after one to warm up
@@ -72,6 +77,18 @@ def _known(module: nn.Module) -> bool:
     return not own and type(module).__module__.startswith(("torch.nn.", "dualstudent.networks."))
 
 
+def _evaluations(state: State, data: Images, spec: Spec, phases: Sequence[Phase[Any]], points: int) -> float:
+    """Return the seconds that a run's evaluations will take, timed on a part of the test images."""
+    part = data[: 2 * BATCH]
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        _ = logits(state.clone, part, spec).sum().item()
+        times.append(time.perf_counter() - start)
+    count = len(evaluation_steps(sum(phase.steps for phase in phases), points)) + 1
+    return count * min(times) * len(data) / len(part)
+
+
 def estimate(
     method: Method[Any],
     target: Target,
@@ -80,10 +97,12 @@ def estimate(
     labels: Labels = "soft",
     device: str = "cpu",
     numerics: Numerics = AUTO,
+    data: Images | None = None,
+    points: int = 20,
 ) -> Estimate:
     """Plan a run and time a few of its steps on a scratch state; the target is not asked.
 
-    Raises UserError.
+    With `data`, the time of the owner's evaluations on them is in it. Raises UserError.
     """
     asked = facing(target, labels)
     engine.check(method, asked.spec)
@@ -105,5 +124,7 @@ def estimate(
             _ = [value.sum().item() for value in metrics.values()]  # waits for a GPU
             times.append(time.perf_counter() - start)
         seconds += phase.steps * statistics.median(times[1:] or times)
+    if data is not None:
+        seconds += _evaluations(state, fitting(data, asked.spec).to(device), asked.spec, phases, points)
     shape = [(phase.name, phase.steps, phase.cost) for phase in phases]
     return Estimate(shape, sum(steps * cost for _, steps, cost in shape), seconds, stand_in.work is not None)
