@@ -3,19 +3,22 @@
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from dualstudent.errors import UserError, unknown
 from dualstudent.methods import Method, find
+from dualstudent.numerics import Numerics, Precision
 from dualstudent.spec import Access, Labels, parse_count
+from dualstudent.targets import TargetOptions, Training
 
 _WHICH = ("labels", "seeds", "budgets")  # of the whole sweep, or of one method
-_TOP = ("name", "out", *_WHICH, "threads", "points", "data_dir", "targets", "methods")
-_TARGET = ("name", "path", "data", "arch", "seed", "epochs")
-_METHOD = ("name", "method", "preset", "options", "targets", *_WHICH)
+_TOP = ("name", "out", *_WHICH, "threads", "points", "precision", "data_dir", "targets", "methods")
+_TARGET = ("name", "path", "data", "arch", "seed", "epochs", "training", "options", "split")
+_METHOD = ("name", "method", "preset", "options", "start", "targets", *_WHICH)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,9 @@ class Goal:
 
     name: str
     path: str
-    train: dict[str, Any] | None = None  # data, arch, seed, epochs
+    train: dict[str, Any] | None = None  # data, arch, seed, training
+    options: dict[str, Any] | None = None  # fields of TargetOptions
+    split: str = "test"  # of its data, on which the clones are judged
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Cell:
     threads: int
     points: int
     data_dir: str | None
+    precision: Precision = "auto"
+    start: str | None = None  # folder of the run that it goes on from
 
     @property
     def name(self) -> str:
@@ -57,6 +64,10 @@ class Cell:
     def build(self) -> Method[Any]:
         """Return the method. Raises UserError."""
         return find(self.method)(**_tuples(self.recipe))
+
+    def seen_as(self) -> TargetOptions | None:
+        """Return what is known of the target."""
+        return None if self.target.options is None else TargetOptions(**_tuples(self.target.options))
 
 
 @dataclass(frozen=True)
@@ -97,7 +108,7 @@ def _sweep(path: Path, values: dict[str, Any]) -> Sweep:
         name = _one(entry, "method", str)
         kind = find(name)
         row, preset = _one(entry, "name", str, name), _one(entry, "preset", str, next(iter(kind.presets)))
-        recipe = _recipe(kind, preset, _one(entry, "options", dict, {}))
+        options, base = _one(entry, "options", dict, {}), _one(entry, "start", str, "")
         mine = _chosen(goals, entry)
         which = {**{key: values[key] for key in _WHICH if key in values}, **entry}
         for goal, labels, budget, seed in product(
@@ -106,6 +117,8 @@ def _sweep(path: Path, values: dict[str, Any]) -> Sweep:
             if not isinstance(seed, int) or isinstance(seed, bool):
                 raise UserError(f"seeds: {seed!r} is no whole number")
             place = out / "runs" / goal.name / row / labels / str(budget) / f"seed{seed}"
+            start = _start(found, base, goal, labels, seed) if base else None
+            recipe = _recipe(kind, preset, options if start is None else {**options, "start": start})
             found.append(
                 Cell(
                     goal,
@@ -120,6 +133,8 @@ def _sweep(path: Path, values: dict[str, Any]) -> Sweep:
                     _one(values, "threads", int, 1),
                     _one(values, "points", int, 20),
                     _data_dir(path, values),
+                    Numerics(_one(values, "precision", str, "auto")).precision,
+                    start,
                 )
             )
     names = [cell.name for cell in found]
@@ -131,13 +146,31 @@ def _sweep(path: Path, values: dict[str, Any]) -> Sweep:
 
 def _goal(path: Path, out: Path, entry: dict[str, Any]) -> Goal:
     _known("key of a target", entry, _TARGET)
+    options = _one(entry, "options", dict) if "options" in entry else None
+    split = _one(entry, "split", str, "test")
+    if options is not None:
+        _changed("option of a target", TargetOptions(), options)
     if "path" in entry:
         place = path.parent / _one(entry, "path", str)
-        return Goal(_one(entry, "name", str, place.name), str(place.absolute()))
+        return Goal(_one(entry, "name", str, place.name), str(place.absolute()), None, options, split)
     data, arch = _one(entry, "data", str), _one(entry, "arch", str)
     name = _one(entry, "name", str, f"{data}-{arch}")
-    train = {"data": data, "arch": arch, "seed": _one(entry, "seed", int, 0)}
-    return Goal(name, str(out / "targets" / name), train | {"epochs": entry.get("epochs")})
+    given = {key: entry[key] for key in ("epochs",) if key in entry} | _one(entry, "training", dict, {})
+    training = asdict(_changed("training option", Training(), given))
+    train = {"data": data, "arch": arch, "seed": _one(entry, "seed", int, 0), "training": training}
+    return Goal(name, str(out / "targets" / name), train, options, split)
+
+
+def _start(found: list[Cell], row: str, goal: Goal, labels: str, seed: int) -> str:
+    """Return the folder of the run that a cell goes on from: of that row, for the same target, labels and
+    seed. Raises UserError where there is none, or several.
+    """
+    cells = [c for c in found if (c.row, c.target, c.labels, c.seed) == (row, goal, labels, seed)]
+    if len(cells) != 1:
+        what = "no run" if not cells else f"{len(cells)} runs (budgets)"
+        which = f"on {goal.name}, {labels}, seed {seed}"
+        raise UserError(f"start = '{row}': {what} of that method {which}, further up in the file")
+    return cells[0].path
 
 
 def _chosen(goals: list[Goal], entry: Mapping[str, Any]) -> list[Goal]:
@@ -150,21 +183,27 @@ def _chosen(goals: list[Goal], entry: Mapping[str, Any]) -> list[Goal]:
 
 def _recipe(kind: type[Method[Any]], preset: str, options: dict[str, Any]) -> dict[str, Any]:
     """Return every field of a method's preset with options changed. Raises UserError."""
-    known = {field.name: field for field in fields(kind)}
-    recipe = asdict(kind.preset(preset))
+    changed = _changed(f"option of {kind.name}", kind.preset(preset), options)
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(changed)))
+    return plain
+
+
+def _changed(what: str, recipe: T, options: Mapping[str, Any]) -> T:
+    """Return a dataclass with some fields changed. Raises UserError for an unknown or unfit one."""
+    known = {field.name: field for field in fields(recipe)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
     for key, value in options.items():
         name = key.replace("-", "_")
         if name not in known:
-            raise unknown(f"option of {kind.name}", key, known)
+            raise unknown(what, key, known)
         default = known[name].default
-        like = default if default is not MISSING else recipe[name]
+        like = default if default is not MISSING else getattr(recipe, name)
         fits = type(value) is type(like) or (isinstance(like, float) and type(value) is int)
         fits = fits or (isinstance(like, tuple) and isinstance(value, list)) or like is None
         if not fits:
             raise UserError(f"option {key} = {value!r}: a {type(like).__name__} is wanted")
-        recipe[name] = value
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(kind(**_tuples(recipe)))))
-    return plain
+        values[name] = value
+    return replace(recipe, **_tuples(values))  # type: ignore[type-var]
 
 
 def _tuples(recipe: Mapping[str, Any]) -> dict[str, Any]:

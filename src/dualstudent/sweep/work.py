@@ -3,16 +3,17 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from dualstudent.data import load_data
 from dualstudent.errors import Stopped, UserError
-from dualstudent.experiment import extract, resume
+from dualstudent.experiment import choose_device, extract, resume
 from dualstudent.files import read_json
 from dualstudent.machine import keep_memory
+from dualstudent.numerics import Numerics
 from dualstudent.sweep.matrix import Cell, Goal, Sweep
 from dualstudent.targets import Training, open_target, train_target
 
@@ -40,6 +41,8 @@ def state(cell: Cell) -> State:
     manifest = read_json(folder / "manifest.json")
     mine = {"recipe": cell.recipe, "labels": cell.labels, "seed": cell.seed, "budgets": [cell.budget]}
     changed = [name for name, value in mine.items() if manifest.get(name) != value]
+    if cell.precision not in ("auto", manifest["numerics"]["precision"]):
+        changed.append("precision")
     target = Path(cell.target.path) / "target.json"
     if target.is_file() and manifest["target"]["sha256"] != read_json(target)["sha256"]:
         changed.append("target")
@@ -66,22 +69,26 @@ def prepare(goal: Goal, data_dir: str | None) -> None:
         folder,
         seed=goal.train["seed"],
         data_dir=None if data_dir is None else Path(data_dir),
-        training=Training(epochs=goal.train["epochs"]),
+        training=Training(**goal.train["training"]),
+        device=choose_device("auto"),
     )
 
 
-def work(values: Mapping[str, Any]) -> None:
-    """Do one cell, in a process of its own: begin it, or go on where it stopped."""
+def work(values: Mapping[str, Any], stop: Callable[[], bool] = lambda: False) -> None:
+    """Do one cell, in a process of its own: begin it, or go on where it stopped. Raises Stopped."""
     import torch
 
     cell = Cell(**{**values, "target": Goal(**values["target"])})
     keep_memory()
     torch.set_num_threads(cell.threads)
     if state(cell) == "stopped":
-        resume(cell.path)
+        resume(cell.path, stop=stop)
         return
-    opened = open_target(cell.target.path)
-    data = None if opened.data is None else load_data(opened.data, folder=cell.data_dir)
+    options, device = cell.seen_as(), choose_device("auto")
+    opened = open_target(cell.target.path, options, device=device)
+    data = None
+    if opened.data is not None:
+        data = load_data(opened.data, cell.target.split, folder=cell.data_dir)
     extract(
         cell.build(),
         opened,
@@ -92,8 +99,11 @@ def work(values: Mapping[str, Any]) -> None:
         data=data,
         preset=cell.preset,
         overwrite=True,  # what is there has no snapshot yet
+        numerics=Numerics(cell.precision),
+        target_options=options,
         data_dir=cell.data_dir,
         points=cell.points,
+        stop=stop,
     )
 
 
@@ -121,20 +131,21 @@ def start(
         state(cell)  # now that its target is there
     running: dict[str, Any] = {}
     failed: dict[str, Path] = {}
-    queue = list(todo)
+    queue, unended = list(todo), {cell.path for cell in todo}
     while queue or running:
         if stop():
             for job in running.values():
                 job.cancel(check=False)
             return Outcome(failed, True)
-        while queue and len(running) < jobs:
-            cell = queue.pop(0)
-            running[cell.name] = executor.submit(work, asdict(cell))
-            tell(cell.name, "begun")
+        while len(running) < jobs and (ready := _next(queue, unended)) is not None:
+            queue.remove(ready)
+            running[ready.name] = executor.submit(work, asdict(ready))
+            tell(ready.name, "begun")
         for name, job in list(running.items()):
             if not job.done():
                 continue
             del running[name]
+            unended -= {cell.path for cell in todo if cell.name == name}
             reason = _reason(job)
             if reason is None:
                 tell(name, "done")
@@ -144,6 +155,11 @@ def start(
             finished()
         time.sleep(0.2)
     return Outcome(failed, False)
+
+
+def _next(queue: list[Cell], unended: Collection[str]) -> Cell | None:
+    """Return the first cell that waits for no other: for the run that it starts from, that is."""
+    return next((cell for cell in queue if cell.start not in unended), None)
 
 
 def _reason(job: Any) -> str | None:
