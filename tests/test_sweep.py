@@ -98,6 +98,20 @@ def test_the_example_is_valid() -> None:
         ('seeds = [5]\nlabels = ["soft"]\nbudgets = [40]', "seeds = [0, 0]", "is there twice"),
         ("[[targets]]", "[[target]]", "unknown key 'target'"),
         ("points = 2", "points = 'x'", "a int is wanted"),
+        ("points = 2", "precision = 'fp8'", "unknown precision 'fp8'"),
+        ('path = "', 'options = { spce = "normalised" }\npath = "', "did you mean 'space'"),
+        (
+            'path = "',
+            'training = { epoch = 3 }\ndata = "digits"\narch = "digits-cnn"\n#',
+            "did you mean 'epochs'",
+        ),
+        ('name = "one seed"', 'name = "one seed"\nstart = "narow"', "start = 'narow': no run of that method"),
+        (
+            'name = "one seed"',
+            'name = "one seed"\nstart = "narrow"',
+            "no run of that method on digits, soft, seed 5",
+        ),
+        ("seeds = [5]", 'seeds = [1]\nstart = "narrow"', "2 runs (budgets) of that method"),
         ("points = 2", "points = ", "is no TOML"),
     ],
 )
@@ -152,6 +166,7 @@ class Job:
 
     def __init__(self, values: dict[str, Any], log: Path, fail: str) -> None:
         self.error: Exception | None = None
+        self.path = values["path"]
         self.paths = type("Paths", (), {"stderr": log})
         self.polls = 0
         try:
@@ -295,6 +310,58 @@ def test_what_a_method_cannot_do_is_no_failure(
     assert sweeps.start(sweep).failed == {}
     assert {row.state for row in sweeps.rows(sweep) if row.labels == "hard"} == {"n/a"}
     assert "n/a" in (sweeps.write_summary(sweep) and (sweep.out / "summary.md").read_text())
+
+
+def test_a_run_goes_on_from_another_ones_student(write: Write, at_once: Executor) -> None:
+    """Even where the one that it starts from is done in the same sweep."""
+    path = write(**{"seeds = [5]": 'seeds = [0]\nstart = "narrow"', '[40, "0.06k"]': "[40]"})
+    sweep = sweeps.read_sweep(path)
+    assert sweeps.start(sweep, jobs=5).failed == {}
+    [cell] = [cell for cell in sweep.cells if cell.row == "one seed"]
+    manifest = json.loads((Path(cell.path) / "manifest.json").read_text())
+    assert cell.start == manifest["recipe"]["start"]
+    assert cell.start is not None
+    assert cell.start.endswith("runs/digits/narrow/soft/40/seed0")
+    order = [job.path for job in at_once.jobs]
+    assert order.index(cell.path) > order.index(cell.start)
+    kept, base = Path(cell.path) / "start", Path(cell.start) / "student"
+    assert (kept / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
+
+
+def test_a_run_whose_start_failed_says_so(write: Write, at_once: Executor) -> None:
+    at_once.fail = "narrow/soft/40/seed0"
+    sweep = sweeps.read_sweep(
+        write(**{"seeds = [5]": 'seeds = [0]\nstart = "narrow"', '[40, "0.06k"]': "[40]"})
+    )
+    assert set(sweeps.start(sweep, jobs=5).failed) == {
+        "digits/narrow/soft/40/seed0",
+        "digits/one seed/soft/40/seed0",
+    }
+
+
+def test_targets_with_options_training_and_precision(write: Write, at_once: Executor, tmp_path: Path) -> None:
+    path = write(
+        **{
+            'path = "': 'training = { epochs = 1, batch = 100 }\ndata = "digits"\narch = "digits-cnn"\n'
+            'split = "train"\noptions = { space = "normalised" }\n#',
+            "points = 2": 'points = 1\nprecision = "bf16"',
+            "[0, 1]": "[0]",
+            '["soft", "hard"]': '["soft"]',
+            '[40, "0.06k"]': "[40]",
+        }
+    )
+    sweep = sweeps.read_sweep(path)
+    assert sweeps.start(sweep).failed == {}
+    about = json.loads((tmp_path / "out" / "targets" / "digits" / "target.json").read_text())
+    assert about["epochs"] == 1
+    manifest = json.loads((Path(sweep.cells[0].path) / "manifest.json").read_text())
+    assert manifest["target"]["options"]["space"] == "normalised"
+    assert manifest["data"]["split"] == "train"
+    assert manifest["numerics"]["precision"] == "bf16"
+    assert sweeps.state(sweeps.read_sweep(path).cells[0]) == "done"
+    path.write_text(path.read_text().replace('"bf16"', '"fp32"'))
+    with pytest.raises(UserError, match="another precision"):
+        sweeps.state(sweeps.read_sweep(path).cells[0])
 
 
 def test_dry_run_starts_nothing(write: Write, at_once: Executor, capsys: pytest.CaptureFixture[str]) -> None:

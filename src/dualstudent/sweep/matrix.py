@@ -10,14 +10,14 @@ from typing import Any, TypeVar, get_args
 
 from dualstudent.errors import UserError, unknown
 from dualstudent.methods import Method, find
-from dualstudent.numerics import Numerics, Precision
+from dualstudent.numerics import Precision
 from dualstudent.spec import Access, Labels, parse_count
 from dualstudent.targets import TargetOptions, Training
 
 _WHICH = ("labels", "seeds", "budgets")  # of the whole sweep, or of one method
 _TOP = ("name", "out", *_WHICH, "threads", "points", "precision", "data_dir", "targets", "methods")
 _TARGET = ("name", "path", "data", "arch", "seed", "epochs", "training", "options", "split")
-_METHOD = ("name", "method", "preset", "options", "start", "targets", *_WHICH)
+_METHOD = ("name", "method", "preset", "options", "start", "precision", "targets", *_WHICH)
 T = TypeVar("T")
 
 
@@ -72,10 +72,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep: where it is written, and its cells in order."""
+    """A sweep: where it is written, its targets, and its cells in order."""
 
     name: str
     out: Path
+    goals: tuple[Goal, ...]
     cells: tuple[Cell, ...]
 
 
@@ -110,7 +111,7 @@ def _sweep(path: Path, values: dict[str, Any]) -> Sweep:
         row, preset = _one(entry, "name", str, name), _one(entry, "preset", str, next(iter(kind.presets)))
         options, base = _one(entry, "options", dict, {}), _one(entry, "start", str, "")
         mine = _chosen(goals, entry)
-        which = {**{key: values[key] for key in _WHICH if key in values}, **entry}
+        which = {**{key: values[key] for key in (*_WHICH, "precision") if key in values}, **entry}
         for goal, labels, budget, seed in product(
             mine, _labels(which), [_budget(b) for b in _list(which, "budgets")], _list(which, "seeds", [0])
         ):
@@ -133,7 +134,7 @@ def _sweep(path: Path, values: dict[str, Any]) -> Sweep:
                     _one(values, "threads", int, 1),
                     _one(values, "points", int, 20),
                     _data_dir(path, values),
-                    Numerics(_one(values, "precision", str, "auto")).precision,
+                    _precision(which),
                     start,
                 )
             )
@@ -141,7 +142,7 @@ def _sweep(path: Path, values: dict[str, Any]) -> Sweep:
     double = next((name for name in names if names.count(name) > 1), None)
     if double is not None:
         raise UserError(f"{double} is there twice: give its method or target another name")
-    return Sweep(_one(values, "name", str, path.stem), out, tuple(found))
+    return Sweep(_one(values, "name", str, path.stem), out, tuple(goals), tuple(found))
 
 
 def _goal(path: Path, out: Path, entry: dict[str, Any]) -> Goal:
@@ -215,6 +216,13 @@ def _labels(which: Mapping[str, Any]) -> list[Labels]:
     for label in found:
         if label not in get_args(Labels):
             raise unknown("labels", str(label), get_args(Labels))
+    return found
+
+
+def _precision(which: Mapping[str, Any]) -> Precision:
+    found: Precision = _one(which, "precision", str, "auto")
+    if found not in get_args(Precision):
+        raise unknown("precision", found, get_args(Precision))
     return found
 
 
