@@ -1,7 +1,11 @@
-"""Collect the sweeps of a suite: results.json, docs/results.md and its plots."""
+"""Collect the sweeps of a suite: results.json, docs/results.md and its plots.
+
+Without a name, only the page is written again.
+"""
 
 import statistics
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +94,77 @@ def share(figure: dict[str, Any]) -> str:
     return text if figure["half_ci95"] is None else f"{text} ± {100 * figure['half_ci95']:.1f}"
 
 
+TRANSFER = """Images made on the better student, shown to the target: success in % of the images that it puts
+into the right class, untargeted / towards the next class; means and 95 % intervals over three seeds, PGD.
+ε in 255ths of a pixel's range, 10 iterations of ε / 4, one start. FGSM, BIM and success over all
+images: [transfer.json](../benchmarks/claims/transfer.json)."""
+ORDER = ("digits", "ablations", "mnist", "fashion")
+
+
+def section(name: str, rows: list[dict[str, Any]]) -> str:
+    """Return a suite's part of the page: a table for each budget, with a plot of the main rows."""
+    text = f"### {name}\n"
+    for budget in sorted({row["budget"] for row in rows}, reverse=name == "digits"):
+        mine = [row for row in rows if row["budget"] == budget]
+        text += f"\n**{budget:,} queries**\n\n"
+        shown = [row for row in mine if not row["method"].endswith((", paper", ", default", "students"))]
+        if (
+            len({row["method"] for row in shown}) > 4
+            and name != "ablations"
+            and "+" not in shown[0]["method"]
+        ):
+            picture = f"results-{name}-{budget // 1000}k.png"
+            draw(shown, DOCS / picture, f"{name}, {budget:,}")
+            text += f"![Agreement over queries, {name}]({picture})\n\n"
+        text += table(mine) + "\n"
+    return text
+
+
+def transfer_table(rows: list[dict[str, Any]]) -> str:
+    """Return PGD's successes, best first at the middle size."""
+    pgd = [r for r in rows if r["kind"] == "pgd"]
+    sizes = sorted({r["eps"] for r in pgd})
+    lines: list[tuple[float, str]] = []
+    for name, labels in dict.fromkeys((r["proxy"], r["labels"]) for r in pgd):
+        mine = {(r["eps"], r["targeted"]): r for r in pgd if (r["proxy"], r["labels"]) == (name, labels)}
+        words = [name, {"soft": "probabilities", "hard": "labels"}.get(labels, labels)]
+        words.append(str(next(iter(mine.values()))["n"]))
+        words += [f"{share(mine[e, False]['success'])} / {share(mine[e, True]['success'])}" for e in sizes]
+        lines.append((-mine[sizes[1], False]["success"]["mean"], "| " + " | ".join(words) + " |"))
+    head = ["proxy", "from", "n", *(f"ε = {255 * size:.0f}" for size in sizes)]
+    return "\n".join(
+        ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *(w for _, w in sorted(lines))]
+    )
+
+
+def paper_part() -> str:
+    """Return the cells of the paper's tables, those that were run with what came of them."""
+    paper = HERE.parent / "paper"
+    cells = read(paper / "results.json")["cells"]
+    expected = tomllib.loads((paper / "expected.toml").read_text())["accuracy"]
+    lines = ["| target | method | from | the paper, % | here, % | n |", "|" + "---|" * 6]
+    for entry in expected:
+        for row, figures in entry.items():
+            for labels, figure in figures.items() if isinstance(figures, dict) else ():
+                start = f"{entry['target']}/{row}/{labels}/"
+                values = [cell["accuracy"] for name, cell in cells.items() if name.startswith(start)]
+                ours = over_seeds(values)
+                words = [entry["target"], row, {"soft": "probabilities", "hard": "labels"}[labels]]
+                words += [f"{figure:.2f}", "not run" if ours is None else str(ours), str(len(values))]
+                lines.append("| " + " | ".join(words) + " |")
+    others = [
+        f"- {name}: accuracy {cell['accuracy']:.1%}, agreement {cell['agreement']:.1%}, {cell['device']}."
+        for name, cell in cells.items()
+        if "paper" not in cell
+    ]
+    text = (
+        "What the paper has for ResNet-34 and ResNet-18, and what a GPU has done of it (`benchmarks/paper`)."
+    )
+    return "\n".join(
+        ["### The paper's own scale", "", text, "", *lines, "", "Beside these:", "", *others, ""]
+    )
+
+
 def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     names = list(dict.fromkeys(row["method"] for row in rows))
@@ -117,17 +192,15 @@ def main() -> None:
     known: dict[str, Any] = read(path)["suites"] if path.exists() else {}
     known |= {name: rows for name, rows in suites.items() if rows}
     write(path, "benchmarks/claims/command.sh", {"suites": known})
-    parts = []
-    for name, rows in known.items():
-        shown = [row for row in rows if not row["method"].endswith((", paper", ", default"))]
-        draw(shown, DOCS / f"results-{name}.png", name)
-        parts.append(
-            f"### {name}\n\n![Agreement over queries, {name}](results-{name}.png)\n\n{table(rows)}\n"
-        )
+    parts = [section(name, known[name]) for name in ORDER if name in known]
     if (HERE / "gradients.json").exists():
         text = "Means of three seeds after 50,000 queries, the owner's view (docs/evaluation.md)."
         found = gradient_table(read(HERE / "gradients.json")["rows"])
         parts.append(f"### Gradients on digits\n\n{text}\n\n{found}\n")
+    if (HERE / "transfer.json").exists():
+        found = transfer_table(read(HERE / "transfer.json")["rows"])
+        parts.append(f"### Transfer attacks on digits\n\n{TRANSFER}\n\n{found}\n")
+    parts.append(paper_part())
     page = DOCS / "results.md"
     text = page.read_text()
     before, after = text.split(BEGIN)[0], text.split(END)[1]

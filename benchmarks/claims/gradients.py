@@ -66,7 +66,7 @@ def main() -> None:
                         row[f"{figure}_values"] = known
                     found.append(row | {"asked_per_image": values[0]["asked"] / IMAGES})
             print(preset, labels, flush=True)
-    write(HERE / "gradients.json", "benchmarks/claims/gradients.sh", {"rows": found})
+    write(HERE / "gradients.json", "benchmarks/claims/command.sh gradients", {"rows": found})
 
 
 if __name__ == "__main__":

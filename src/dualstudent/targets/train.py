@@ -203,7 +203,6 @@ def _accuracy(
     network: nn.Module, test: Images, normalise: tuple[tuple[float, ...], tuple[float, ...]]
 ) -> float:
     spec = Spec(test.shape, len(test.classes), mean=normalise[0], std=normalise[1])
-    compiled = network._compiled_call_impl is not None  # for other batches than these
-    with evaluating(network), Programs(compiled).running(False):
-        guess = torch.cat([network(x).argmax(1) for x in inputs(test, spec)])
+    with evaluating(network):  # .forward: what is compiled is for other batches than these
+        guess = torch.cat([network.forward(x).argmax(1) for x in inputs(test, spec)])
     return (guess == test.labels).double().mean().item()
