@@ -27,6 +27,8 @@ def gather(spec: Path) -> list[dict[str, Any]]:
     for cell in sweeps.read_sweep(spec).cells:
         path = Path(cell.path) / "result.json"
         if cell.possible and path.exists() and (result := read(path))["complete"]:
+            if cell.start is not None:
+                result["base"] = read(Path(cell.start) / "result.json")
             groups.setdefault((cell.target.name, cell.row, cell.labels, cell.budget), []).append(result)
     return [figures(*key, results) for key, results in groups.items()]
 
@@ -35,11 +37,11 @@ def figures(target: str, row: str, labels: str, budget: int, results: list[dict[
     values: dict[str, Any] = {"target": target, "method": row, "labels": labels, "budget": budget}
     values |= {"n": len(results), "data_free": all(flag(r, "data-free") for r in results)}
     for name in ("agreement", "accuracy", "balance"):
-        known = [r[name] for r in results if r[name] is not None]
-        figure = over_seeds(known)
-        values[name] = None
-        if figure is not None:
-            values[name] = {"mean": figure.mean, "half_ci95": figure.half, "values": known}
+        values[name] = interval([r[name] for r in results if r[name] is not None])
+    if "base" in results[0]:
+        gains = [r["agreement"] - r["base"]["agreement"] for r in results]
+        values["base"] = interval([r["base"]["agreement"] for r in results])
+        values["gain"], values["asked_before"] = interval(gains), results[0]["base"]["spent"]
     values["reached"] = {}
     for level in (f"{x:.2f}" for x in LEVELS):
         reached = [r["reached"]["agreement"][level] for r in results]
@@ -48,6 +50,11 @@ def figures(target: str, row: str, labels: str, budget: int, results: list[dict[
     values["seconds"] = statistics.fmean(r["timing"]["wall_s"] for r in results)
     values["curve"] = curve(results)
     return values
+
+
+def interval(values: list[float]) -> dict[str, Any] | None:
+    figure = over_seeds(values)
+    return figure and {"mean": figure.mean, "half_ci95": figure.half, "values": values}
 
 
 def flag(result: dict[str, Any], name: str) -> bool:
@@ -104,20 +111,31 @@ ORDER = ("digits", "ablations", "mnist", "fashion")
 def section(name: str, rows: list[dict[str, Any]]) -> str:
     """Return a suite's part of the page: a table for each budget, with a plot of the main rows."""
     text = f"### {name}\n"
-    for budget in sorted({row["budget"] for row in rows}, reverse=name == "digits"):
-        mine = [row for row in rows if row["budget"] == budget]
+    alone = [row for row in rows if "base" not in row]
+    for budget in sorted({row["budget"] for row in alone}):
+        mine = [row for row in alone if row["budget"] == budget]
         text += f"\n**{budget:,} queries**\n\n"
         shown = [row for row in mine if not row["method"].endswith((", paper", ", default", "students"))]
-        if (
-            len({row["method"] for row in shown}) > 4
-            and name != "ablations"
-            and "+" not in shown[0]["method"]
-        ):
+        if name != "ablations":
             picture = f"results-{name}-{budget // 1000}k.png"
             draw(shown, DOCS / picture, f"{name}, {budget:,}")
             text += f"![Agreement over queries, {name}]({picture})\n\n"
         text += table(mine) + "\n"
-    return text
+    return text + on_top([row for row in rows if "base" in row])
+
+
+def on_top(rows: list[dict[str, Any]]) -> str:
+    """Return what further queries of one method did to another's student, seed by seed."""
+    if not rows:
+        return ""
+    head = ["method", "from", "n", "queries", "agreement before, %", "after, %", "difference, points"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in sorted(rows, key=lambda r: (r["labels"] == "hard", -r["gain"]["mean"])):
+        source = {"soft": "probabilities", "hard": "labels"}[row["labels"]]
+        words = [row["method"], source, str(row["n"]), f"{row['asked_before']:,} + {row['budget']:,}"]
+        words += [share(row[name]) for name in ("base", "agreement", "gain")]
+        lines.append("| " + " | ".join(words) + " |")
+    return "\n**Dual Student on top of others**\n\n" + "\n".join(lines) + "\n"
 
 
 def transfer_table(rows: list[dict[str, Any]]) -> str:
