@@ -38,6 +38,7 @@ SMALL: dict[str, dict[str, Any]] = {  # what makes a method quick to test; the r
     "disguide": {"batch": 8, "width": 4, "noise_size": 8, "student": "digits-cnn"},
     "dfms-sl": {"batch": 8, "width": 4, "noise_size": 8, "student": "digits-cnn", "warm": 1},
     "dfms-hl": {"batch": 8, "width": 4, "noise_size": 8, "student": "digits-cnn", "warm": 1},
+    "frugal": {"batch": 8, "learnt": 8, "compute_least": 24, "candidates": 3, "student": "digits-cnn"},
     "procedural": {"batch": 8, "learnt": 8, "replays": 2, "student": "digits-cnn"},
     "noise": {"batch": 8, "learnt": 8, "replays": 2, "student": "digits-cnn"},
     "knockoff": {"batch": 8, "learnt": 8, "replays": 2, "student": "digits-cnn"},

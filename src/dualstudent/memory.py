@@ -57,6 +57,12 @@ class Memory(nn.Module):
             answers = F.one_hot(answers, self.outputs).to(torch.get_default_dtype())
         return self._decoded(self.images[rows]).to(answers.dtype), answers
 
+    def classes(self) -> Float[Tensor, "k"]:
+        """Return how often each class is the top one of the answers remembered."""
+        kept = self.answers[: len(self)]
+        top = kept if self.hard else kept.argmax(1)
+        return torch.bincount(top, minlength=self.outputs).to(torch.get_default_dtype())
+
     def _encoded(self, x: Tensor) -> Tensor:
         low, high = self.spec.bounds
         return ((x - low) * (LEVELS / (high - low))).round().clamp(0, LEVELS).to(torch.uint8)

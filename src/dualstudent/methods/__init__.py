@@ -8,6 +8,7 @@ from dualstudent.methods.dfme import DFME
 from dualstudent.methods.dfms import DFMSHL, DFMSSL
 from dualstudent.methods.disguide import DisGUIDE
 from dualstudent.methods.dual_student import DualStudent
+from dualstudent.methods.frugal import Frugal
 from dualstudent.methods.knockoff import Knockoff
 from dualstudent.methods.maze import MAZE
 from dualstudent.methods.procedural import Noise, Procedural
@@ -15,6 +16,7 @@ from dualstudent.plugins import installed
 
 BUILT_IN: tuple[type[Method[Any]], ...] = (
     DualStudent,
+    Frugal,
     DFME,
     MAZE,
     DFMSSL,
@@ -33,6 +35,7 @@ __all__ = [
     "MAZE",
     "DisGUIDE",
     "DualStudent",
+    "Frugal",
     "Knockoff",
     "Method",
     "Metrics",

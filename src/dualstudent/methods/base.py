@@ -117,7 +117,8 @@ class Method(ABC, Generic[S]):
                 raise UserError(f"--{flag} {value:g}: it must be at least 0 and finite")
 
 
-_SHARES, _BELOW_ONE, _POSITIVE = ("drops", "grey"), ("momentum", "average", "first"), ("radius",)
+_SHARES, _POSITIVE = ("drops", "grey"), ("radius",)
+_BELOW_ONE = ("momentum", "average", "first", "blind", "after")
 
 
 def steps_down(*at: float, factor: float = 0.3) -> Schedule:

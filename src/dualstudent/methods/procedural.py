@@ -77,7 +77,7 @@ class Pool(Method[Learners]):
         device, spec = next(state.students.parameters()).device, oracle.spec
         first = [state.memory.added + before for before in accumulate(sizes, initial=0)]
         images = [self.pixels(state, *at, spec, device) for at in zip(first, sizes, strict=False)]
-        images = [state.memory.rounded(_inside(spec.encode(x), spec)) for x in images]
+        images = [state.memory.rounded(inside(spec.encode(x), spec)) for x in images]
         for x, answer in ask(state, oracle, images):
             state.memory.add(x, answer)
         loss = usual(spec)
@@ -85,7 +85,7 @@ class Pool(Method[Learners]):
         return {"loss": torch.stack(losses).mean()}
 
 
-def _inside(x: Tensor, spec: Spec) -> Tensor:
+def inside(x: Tensor, spec: Spec) -> Tensor:
     """Return inputs cut off at the bounds, which normalised pixels may leave."""
     return x.clamp(*spec.bounds)
 
