@@ -112,6 +112,18 @@ def test_the_example_is_valid() -> None:
             "no run of that method on digits, soft, seed 5",
         ),
         ("seeds = [5]", 'seeds = [1]\nstart = "narrow"', "2 runs (budgets) of that method"),
+        ("points = 2", "points = 0", "points = 0: a whole number of at least 1"),
+        ("points = 2", "threads = true", "threads = True: a whole number"),
+        ('name = "one seed"', 'name = "one seed"\ntargets = 5', "targets: a list is needed"),
+        ('name = "one seed"', 'name = "one seed"\ntargets = []', "targets: a list is needed"),
+        ('name = "one seed"', 'name = "one seed"\ntargets = [["digits"]]', "unknown target"),
+        ('name = "one seed"', 'name = "../one seed"', "no slashes"),
+        ('path = "', 'seed = 3\npath = "', "a path, or seed with which it is trained: not both"),
+        ('path = "', 'options = { space = "weird" }\npath = "', "option space = 'weird'"),
+        ('path = "', 'options = { classes = "unknwn" }\npath = "', "option classes = 'unknwn'"),
+        ("drops = [0.5]", 'drops = ["a"]', "option drops = ['a']"),
+        ('path = "', 'epochs = "x"\ndata = "digits"\narch = "digits-cnn"\n#', "option epochs = 'x'"),
+        ("[[targets]]", '[[targets]]\nname = "digits"\npath = "x"\n[[targets]]', "digits is there twice"),
         ("points = 2", "points = ", "is no TOML"),
     ],
 )
@@ -333,10 +345,12 @@ def test_a_run_whose_start_failed_says_so(write: Write, at_once: Executor) -> No
     sweep = sweeps.read_sweep(
         write(**{"seeds = [5]": 'seeds = [0]\nstart = "narrow"', '[40, "0.06k"]': "[40]"})
     )
-    assert set(sweeps.start(sweep, jobs=5).failed) == {
-        "digits/narrow/soft/40/seed0",
-        "digits/one seed/soft/40/seed0",
-    }
+    told: dict[str, str] = {}
+    outcome = sweeps.start(sweep, jobs=5, tell=lambda cell, news: told.update({cell: news}))
+    assert set(outcome.failed) == {"digits/narrow/soft/40/seed0", "digits/one seed/soft/40/seed0"}
+    assert "narrow/soft/40/seed0" in told["digits/one seed/soft/40/seed0"], (
+        "it names what it had to start from"
+    )
 
 
 def test_targets_with_options_training_and_precision(write: Write, at_once: Executor, tmp_path: Path) -> None:
@@ -359,9 +373,28 @@ def test_targets_with_options_training_and_precision(write: Write, at_once: Exec
     assert manifest["data"]["split"] == "train"
     assert manifest["numerics"]["precision"] == "bf16"
     assert sweeps.state(sweeps.read_sweep(path).cells[0]) == "done"
-    path.write_text(path.read_text().replace('"bf16"', '"fp32"'))
-    with pytest.raises(UserError, match="another precision"):
-        sweeps.state(sweeps.read_sweep(path).cells[0])
+    text = path.read_text()
+    for old, new, said in (
+        ('"bf16"', '"fp32"', "another precision"),
+        ('split = "train"', "", "another split"),
+        ('"normalised"', '"pixels"', "another target options"),
+    ):
+        path.write_text(text.replace(old, new))
+        with pytest.raises(UserError, match=said):
+            sweeps.state(sweeps.read_sweep(path).cells[0])
+    path.write_text(text.replace("epochs = 1", "epochs = 2").replace("[5]", "[6]"))
+    with pytest.raises(UserError, match="was trained otherwise than the sweep says"):
+        sweeps.start(sweeps.read_sweep(path))
+
+
+def test_a_sweep_may_move(write: Write, at_once: Executor, tmp_path: Path) -> None:
+    """With runs that go on from others, too."""
+    path = write(**{"seeds = [5]": 'seeds = [0]\nstart = "narrow"', '[40, "0.06k"]': "[40]"})
+    assert sweeps.start(sweeps.read_sweep(path)).failed == {}
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").rename(tmp_path / "elsewhere" / "out")
+    moved = path.rename(tmp_path / "elsewhere" / "spec.toml")
+    assert {sweeps.state(cell) for cell in sweeps.read_sweep(moved).cells} == {"done"}
 
 
 def test_dry_run_starts_nothing(write: Write, at_once: Executor, capsys: pytest.CaptureFixture[str]) -> None:

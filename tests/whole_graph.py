@@ -31,7 +31,7 @@ def main() -> None:
                 module.compile(fullgraph=True, backend="aot_eager", dynamic=False)
             oracle = Oracle(target, Account("attack"))
             for phase in engine.plan(method, [max(method.queries_per_step, 8) * 20]):
-                counts = []
+                counts: list[int] = []
                 for step in range(min(phase.steps, 3)):
                     with torch._dynamo.config.patch(error_on_recompile=step > 0):
                         for state in (plain, traced):
@@ -39,7 +39,7 @@ def main() -> None:
                             phase.step(state, oracle)
                     counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
                 assert counts == [counts[0]] * len(counts), (phase.name, counts)
-            assert counts[0] >= len(compiled), counts
+            assert counts[-1] >= len(compiled), counts
             x = torch.rand(4, 1, 8, 8)
             ours, theirs = (state.clone.eval()(x) for state in (plain, traced))
             assert torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2), (ours - theirs).abs().max()

@@ -46,7 +46,6 @@ def figures(target: str, row: str, labels: str, budget: int, results: list[dict[
     for level in (f"{x:.2f}" for x in LEVELS):
         reached = [r["reached"]["agreement"][level] for r in results]
         values["reached"][level] = None if None in reached else statistics.median(reached)
-    values["collapsed"] = sum(not flag(r, "collapse") for r in results)
     values["seconds"] = statistics.fmean(r["timing"]["wall_s"] for r in results)
     values["curve"] = curve(results)
     return values
@@ -171,16 +170,37 @@ def paper_part() -> str:
                 words += [f"{figure:.2f}", "not run" if ours is None else str(ours), str(len(values))]
                 lines.append("| " + " | ".join(words) + " |")
     others = [
-        f"- {name}: accuracy {cell['accuracy']:.1%}, agreement {cell['agreement']:.1%}, {cell['device']}."
+        f"- {name}: accuracy {cell['accuracy']:.1%}, agreement {cell['agreement']:.1%}, {cell['device']}"
+        + (f"; {cell['note']}." if "note" in cell else ".")
         for name, cell in cells.items()
         if "paper" not in cell
     ]
     text = (
         "What the paper has for ResNet-34 and ResNet-18, and what a GPU has done of it (`benchmarks/paper`)."
     )
-    return "\n".join(
-        ["### The paper's own scale", "", text, "", *lines, "", "Beside these:", "", *others, ""]
-    )
+    attacks = read(paper / "results.json")["attacks"]
+    table2 = attack_lines(tomllib.loads((paper / "expected.toml").read_text())["attacks"], attacks)
+    about = "Table 2, attacks at 3/255 on CIFAR-10, success in %, untargeted / targeted: the paper, and here."
+    parts = ["### The paper's own scale", "", text, "", *lines, "", "Beside these:", "", *others, ""]
+    return "\n".join([*parts, about, "", *table2, ""])
+
+
+def attack_lines(expected: dict[str, Any], attacks: dict[str, Any]) -> list[str]:
+    """Return table 2 beside what was measured; the better known proxies are those of any run."""
+    lines = ["| proxy | from | FGSM | BIM | PGD | here: FGSM | BIM | PGD |", "|" + "---|" * 8]
+    for labels, proxies in expected.items():
+        for proxy, figures in proxies.items():
+            own = next((a for n, a in attacks.items() if n.startswith(f"cifar10/{proxy}/{labels}/")), None)
+            found = own or next(iter(attacks.values()), None)
+            name = "clone" if own else proxy
+            words = [proxy, {"soft": "probabilities", "hard": "labels"}[labels]]
+            words += [" / ".join(f"{value:.2f}" for value in pair) for pair in figures.values()]
+            for kind in figures:
+                rows = [r for r in found["rows"] if (r["proxy"], r["kind"]) == (name, kind)] if found else []
+                both = [100 * r["success"] for r in sorted(rows, key=lambda r: bool(r["targeted"]))]
+                words.append(" / ".join(f"{value:.1f}" for value in both) or "not run")
+            lines.append("| " + " | ".join(words) + " |")
+    return lines
 
 
 def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:

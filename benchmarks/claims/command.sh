@@ -21,7 +21,7 @@ for part in "${parts[@]}"; do
       .venv/bin/python benchmarks/claims/collect.py
       ;;
     paper)
-      benchmarks/paper/command.sh --only all
+      benchmarks/paper/command.sh --only all --seeds 0 1 2
       .venv/bin/python benchmarks/claims/collect.py
       ;;
     *)

@@ -61,7 +61,7 @@ class Attack:
             spec.shape,
             spec.classes or 0,
             clip_values=(0.0, 1.0),
-            device_type="cpu",
+            device_type="gpu" if any(p.is_cuda for p in proxy.parameters()) else "cpu",
         )
         common = {"eps": self.eps, "targeted": self.targeted, "batch_size": BATCH}
         if self.kind == "fgsm":
@@ -145,11 +145,12 @@ def better_student(
 ) -> int:
     """Return which student agrees most with the target on images held back from it: no test image."""
     named, x = _named(target, pixels, account), target.spec.quantise(target.spec.encode(pixels))
+    x = x.to(next(students.parameters()).device)
     with torch.inference_mode():
         agreements = []
         for student in students:
             with evaluating(student):
-                agreements.append((student(x).argmax(1) == named).double().mean().item())
+                agreements.append((student(x).argmax(1).cpu() == named).double().mean().item())
     return int(np.argmax(agreements))
 
 

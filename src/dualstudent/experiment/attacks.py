@@ -33,6 +33,7 @@ def attack_run(
     images: int | None = None,
     same_data: str | None = None,
     place: str | None = None,
+    device: str = "cpu",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Attack a run's target with images made on its better student, and write transfer.json.
@@ -44,9 +45,9 @@ def attack_run(
     """
     run = RunFolder(path)
     manifest, _ = run.manifest(), run.outcome()
-    opened = reopen({**manifest, "device": "cpu"}, place)
+    opened = reopen({**manifest, "device": device}, place)
     same_target(opened, manifest)
-    target, clone = opened.target, load_student(run.path)
+    target, clone = opened.target, load_student(run.path).to(device)
     data = _some(fitting(data, target.spec), images)
     if clone.ids is not None:
         raise UserError(f"{path} was made without knowing the classes: transfer attacks need them")
@@ -57,7 +58,7 @@ def attack_run(
     best = better_student(clone.students, target, held, account)
     proxies: dict[str, nn.Module] = {"clone": clone.students[best]}
     if same_data is not None:
-        proxies["same data"] = _other(same_data, target.spec, manifest)
+        proxies["same data"] = _other(same_data, target.spec, manifest, device)
     own = _white_box(target)
     if own is not None:
         proxies["the target itself"] = own
@@ -89,10 +90,10 @@ def _white_box(target: Target) -> nn.Module | None:
     return inner.white_box() if isinstance(inner, ModuleTarget) else None
 
 
-def _other(folder: str, spec: Spec, manifest: dict[str, Any]) -> nn.Module:
+def _other(folder: str, spec: Spec, manifest: dict[str, Any], device: str) -> nn.Module:
     """Return a model trained on the same data, for the same inputs. Raises UserError."""
     options = manifest["target"]["options"] or {}
-    other = open_target(folder, TargetOptions(space=options.get("space", "pixels")), device="cpu").target
+    other = open_target(folder, TargetOptions(space=options.get("space", "pixels")), device=device).target
     for what in ("shape", "bounds", "classes"):
         if getattr(other.spec, what) != getattr(spec, what):
             mine = getattr(spec, what)

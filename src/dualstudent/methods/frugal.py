@@ -69,7 +69,7 @@ class Frugal(Method[Learners]):
         """Return steps that ask images as they come, steps that choose, then steps that only learn."""
         left = budget - done
         batches = max(self.compute * left, self.compute_least)
-        between = max(1, round((1 - self.after) * batches * self.batch / max(1, left)))
+        between = max(1, round((1 - self.after) * batches / max(1, -(-left // self.batch))))
         later = round(self.after * batches / CHUNK)
         turn = 1 - self.after if later else 1.0
         rates = cut(cosine, 0.0, turn)

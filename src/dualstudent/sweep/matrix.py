@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from dualstudent.errors import UserError, unknown
 from dualstudent.methods import Method, find
@@ -101,14 +101,18 @@ def cells(sweep: Sweep) -> dict[str, Cell]:
 
 def _sweep(path: Path, values: dict[str, Any]) -> Sweep:
     _known("key", values, _TOP)
-    out = (path.parent / _one(values, "out", str, f"runs/sweeps/{path.stem}")).absolute()
+    out = (path.parent / _one(values, "out", str, f"runs/sweeps/{path.stem}")).resolve()
     goals = [_goal(path, out, entry) for entry in _tables(values, "targets")]
+    double = next((g.name for g in goals if sum(g.name == other.name for other in goals) > 1), None)
+    if double is not None:
+        raise UserError(f"the target {double} is there twice: give one another name")
     found: list[Cell] = []
     for entry in _tables(values, "methods"):
         _known("key of a method", entry, _METHOD)
         name = _one(entry, "method", str)
         kind = find(name)
-        row, preset = _one(entry, "name", str, name), _one(entry, "preset", str, next(iter(kind.presets)))
+        row = _folder_name(_one(entry, "name", str, name))
+        preset = _one(entry, "preset", str, next(iter(kind.presets)))
         options, base = _one(entry, "options", dict, {}), _one(entry, "start", str, "")
         mine = _chosen(goals, entry)
         which = {**{key: values[key] for key in (*_WHICH, "precision") if key in values}, **entry}
@@ -131,8 +135,8 @@ def _sweep(path: Path, values: dict[str, Any]) -> Sweep:
                     seed,
                     budget,
                     str(place),
-                    _one(values, "threads", int, 1),
-                    _one(values, "points", int, 20),
+                    _positive(values, "threads", 1),
+                    _positive(values, "points", 20),
                     _data_dir(path, values),
                     _precision(which),
                     start,
@@ -152,10 +156,14 @@ def _goal(path: Path, out: Path, entry: dict[str, Any]) -> Goal:
     if options is not None:
         _changed("option of a target", TargetOptions(), options)
     if "path" in entry:
+        for key in ("data", "arch", "seed", "epochs", "training"):
+            if key in entry:
+                raise UserError(f"a target has a path, or {key} with which it is trained: not both")
         place = path.parent / _one(entry, "path", str)
-        return Goal(_one(entry, "name", str, place.name), str(place.absolute()), None, options, split)
+        name = _folder_name(_one(entry, "name", str, place.name))
+        return Goal(name, str(place.resolve()), None, options, split)
     data, arch = _one(entry, "data", str), _one(entry, "arch", str)
-    name = _one(entry, "name", str, f"{data}-{arch}")
+    name = _folder_name(_one(entry, "name", str, f"{Path(data).name}-{arch}"))
     given = {key: entry[key] for key in ("epochs",) if key in entry} | _one(entry, "training", dict, {})
     training = asdict(_changed("training option", Training(), given))
     train = {"data": data, "arch": arch, "seed": _one(entry, "seed", int, 0), "training": training}
@@ -171,15 +179,18 @@ def _start(found: list[Cell], row: str, goal: Goal, labels: str, seed: int) -> s
         what = "no run" if not cells else f"{len(cells)} runs (budgets)"
         which = f"on {goal.name}, {labels}, seed {seed}"
         raise UserError(f"start = '{row}': {what} of that method {which}, further up in the file")
+    if not cells[0].possible:
+        raise UserError(f"start = '{row}': that method cannot work with {labels} labels: give labels = [...]")
     return cells[0].path
 
 
 def _chosen(goals: list[Goal], entry: Mapping[str, Any]) -> list[Goal]:
     names = {goal.name: goal for goal in goals}
-    for name in entry.get("targets", []):
-        if name not in names:
+    chosen = _list(entry, "targets", list(names))
+    for name in chosen:
+        if not isinstance(name, str) or name not in names:
             raise unknown("target", str(name), names)
-    return [names[name] for name in entry.get("targets", names)]
+    return [names[name] for name in chosen]
 
 
 def _recipe(kind: type[Method[Any]], preset: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -191,20 +202,29 @@ def _recipe(kind: type[Method[Any]], preset: str, options: dict[str, Any]) -> di
 
 def _changed(what: str, recipe: T, options: Mapping[str, Any]) -> T:
     """Return a dataclass with some fields changed. Raises UserError for an unknown or unfit one."""
-    known = {field.name: field for field in fields(recipe)}  # type: ignore[arg-type]
+    known = [field.name for field in fields(recipe)]  # type: ignore[arg-type]
+    hints = get_type_hints(type(recipe))
     values: dict[str, Any] = {}
     for key, value in options.items():
         name = key.replace("-", "_")
         if name not in known:
             raise unknown(what, key, known)
-        default = known[name].default
-        like = default if default is not MISSING else getattr(recipe, name)
-        fits = type(value) is type(like) or (isinstance(like, float) and type(value) is int)
-        fits = fits or (isinstance(like, tuple) and isinstance(value, list)) or like is None
-        if not fits:
-            raise UserError(f"option {key} = {value!r}: a {type(like).__name__} is wanted")
+        if not _fits(value, hints[name]):
+            wanted = getattr(hints[name], "__name__", str(hints[name]).replace("typing.", ""))
+            raise UserError(f"option {key} = {value!r}: a {wanted} is wanted")
         values[name] = value
     return replace(recipe, **_tuples(values))  # type: ignore[type-var]
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Return whether a value read from TOML is of a field's type."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and all(_fits(part, get_args(kind)[0]) for part in value)
+    if get_args(kind):  # a union
+        return any(_fits(value, one) for one in get_args(kind))
+    return type(value) is kind or (kind is float and type(value) is int)
 
 
 def _tuples(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -253,6 +273,20 @@ def _list(values: Mapping[str, Any], name: str, default: list[Any] | None = None
     if not isinstance(found, list) or not found:
         raise UserError(f"{name}: a list is needed, {name} = [...]")
     return found
+
+
+def _positive(values: Mapping[str, Any], name: str, default: int) -> int:
+    found: int = _one(values, name, int, default)
+    if isinstance(found, bool) or found < 1:
+        raise UserError(f"{name} = {found!r}: a whole number of at least 1 is wanted")
+    return found
+
+
+def _folder_name(name: str) -> str:
+    """Return a name that is a folder's too. Raises UserError."""
+    if not name.strip(". ") or "/" in name or "\\" in name:
+        raise UserError(f"name = {name!r}: it is a folder's name too: no slashes, not empty")
+    return name
 
 
 def _one(values: Mapping[str, Any], name: str, kind: type, default: Any = MISSING) -> Any:

@@ -1,6 +1,7 @@
 """Work on the cells of a sweep: some at once, through submitit, on this machine or under Slurm."""
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -11,7 +12,7 @@ from typing import Any, Literal
 from dualstudent.data import load_data
 from dualstudent.errors import Stopped, UserError
 from dualstudent.experiment import choose_device, extract, resume
-from dualstudent.files import read_json
+from dualstudent.files import read_json, write_json
 from dualstudent.machine import keep_memory
 from dualstudent.numerics import Numerics
 from dualstudent.sweep.matrix import Cell, Goal, Sweep
@@ -39,9 +40,16 @@ def state(cell: Cell) -> State:
     if not (folder / "manifest.json").is_file():
         return "open"
     manifest = read_json(folder / "manifest.json")
-    mine = {"recipe": cell.recipe, "labels": cell.labels, "seed": cell.seed, "budgets": [cell.budget]}
+    mine = {"labels": cell.labels, "seed": cell.seed, "budgets": [cell.budget]}
     changed = [name for name, value in mine.items() if manifest.get(name) != value]
-    if cell.precision not in ("auto", manifest["numerics"]["precision"]):
+    if _placeless(manifest["recipe"]) != _placeless(cell.recipe):
+        changed.insert(0, "recipe")
+    options = cell.seen_as()
+    if manifest["target"]["options"] != (options and json.loads(json.dumps(vars(options)))):
+        changed.append("target options")
+    if manifest["data"] is not None and manifest["data"]["split"] != cell.target.split:
+        changed.append("split")
+    if manifest["numerics"]["precision"] != Numerics(cell.precision).on(manifest["device"]).precision:
         changed.append("precision")
     target = Path(cell.target.path) / "target.json"
     if target.is_file() and manifest["target"]["sha256"] != read_json(target)["sha256"]:
@@ -56,10 +64,21 @@ def state(cell: Cell) -> State:
     return "stopped" if (folder / "snapshot.pt").is_file() else "open"
 
 
+def _placeless(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe whose start is named within its sweep, wherever that lies."""
+    start = recipe.get("start")
+    return {**recipe, "start": start and Path(start).parts[-5:]}
+
+
 def prepare(goal: Goal, data_dir: str | None) -> None:
     """Train a sweep's own target, once. Raises UserError where a folder holds none."""
     folder = Path(goal.path)
+    record = folder / "sweep.json"
     if (folder / "target.json").is_file():
+        if record.is_file() and read_json(record) != goal.train:
+            raise UserError(
+                f"{folder} was trained otherwise than the sweep says: give the target another name"
+            )
         return
     if goal.train is None:
         raise UserError(f"no target '{folder}': give a folder written by 'dualstudent target train'")
@@ -72,6 +91,7 @@ def prepare(goal: Goal, data_dir: str | None) -> None:
         training=Training(**goal.train["training"]),
         device=choose_device("auto"),
     )
+    write_json(record, goal.train)
 
 
 def work(values: Mapping[str, Any], stop: Callable[[], bool] = lambda: False) -> None:
