@@ -88,11 +88,21 @@ def gradient_table(rows: list[dict[str, Any]]) -> str:
     for row in last:
         source = {"soft": "probabilities", "hard": "labels"}[row["labels"]]
         words = [row["preset"], source, row["images"], row["gradient"], f"{row['asked_per_image']:.0f}"]
-        lines.append("| " + " | ".join([*words, f"{row['eq6']:.2f}", f"{row['cosine']:.2f}"]) + " |")
+        lines.append(
+            "| " + " | ".join([*words, plain(row["eq6_values"]), plain(row["cosine_values"])]) + " |"
+        )
     return "\n".join(lines)
 
 
 LEVELS_WORDS = [f"{100 * level:.0f} %" for level in LEVELS]
+
+
+def plain(values: list[float]) -> str:
+    """Return mean and interval of a figure that is no share."""
+    figure = over_seeds(values)
+    if figure is None:
+        return "–"
+    return f"{figure.mean:.2f}" if figure.half is None else f"{figure.mean:.2f} ± {figure.half:.2f}"
 
 
 def share(figure: dict[str, Any]) -> str:

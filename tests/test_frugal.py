@@ -1,0 +1,155 @@
+"""Frugal: what it plans, and which images it chooses."""
+
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import dualstudent as ds
+from conftest import Linear
+from dualstudent import engine
+from dualstudent.ledger import Account
+from dualstudent.memory import Memory
+from dualstudent.methods import Frugal
+from dualstudent.methods.base import pace
+from dualstudent.methods.frugal import CHUNK
+from dualstudent.methods.procedural import Learners
+
+
+@pytest.mark.parametrize("budget", [2, 10, 64, 100, 1000, 3000])
+def test_what_is_learnt_follows_the_budget(
+    budget: int, linear: Callable[..., Linear], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of it between the queries, half after the last, and no step is longer than its share."""
+    method, account, at = Frugal(student="digits-cnn", compute_least=400), Account("attack", budget), []
+
+    def learn(*_: object) -> tuple[Tensor, Tensor]:
+        at.append(account.spent)
+        return torch.zeros(()), torch.zeros(())
+
+    monkeypatch.setattr("dualstudent.methods.frugal.learn", learn)
+    each = [0]
+    engine.run(
+        method,
+        linear(),
+        account,
+        budgets=[budget],
+        watch=lambda moment: each.append(len(at)) or False,  # type: ignore[func-returns-value]
+    )
+    wanted, asking = max(0.5 * budget, 400), math.ceil(budget / method.batch)
+    assert len(at) == pytest.approx(wanted, abs=asking + CHUNK)
+    assert max(b - a for a, b in itertools.pairwise(each)) <= max(CHUNK, wanted / 2 / asking + 1)
+    after = [p for p in engine.plan(method, [budget]) if p.name == "after"]
+    assert sum(p.steps for p in after) * CHUNK == pytest.approx(wanted / 2, abs=CHUNK)
+    blind = [p.steps * p.cost for p in engine.plan(method, [budget]) if p.name == "blind"]
+    assert 0 <= method.blind * budget - sum(blind) < method.batch
+
+
+def test_an_extension_by_little_learns_as_much_as_a_small_run() -> None:
+    method = Frugal()
+    more = engine.plan(method, [1000, 1002])[len(engine.plan(method, [1000])) :]
+    assert [(p.name, p.cost) for p in more] == [("rest", 2), ("after", 0)]
+
+
+def test_rates_fall_along_one_cosine_over_all_phases() -> None:
+    method, seen = Frugal(batch=8, compute_least=400), []
+    phases = engine.plan(method, [400])
+    for phase in phases:
+        seen += [phase.schedule(i / phase.steps) for i in range(phase.steps)]
+    assert seen[0] == pytest.approx(1.0)
+    assert all(a >= b for a, b in itertools.pairwise(seen))
+    assert seen[-1] < 0.05
+    turn = next(p for p in phases if p.name == "after")
+    assert turn.schedule(0.0) == pytest.approx(0.5)
+
+
+class Plane(torch.nn.Module):
+    """A student whose logits are given by the first pixel: image i gets row i."""
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__()
+        self.rows = torch.nn.Parameter(rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rows[(x[:, 0, 0, 0] * 1000).round().long()]
+
+
+def state_of(rows: Tensor, answers: list[int], spec: ds.Spec) -> Learners:
+    state = Frugal(student="digits-cnn").init(spec)
+    for at in range(2):
+        state.students.members[at] = Plane(rows[at])
+    top = torch.tensor(answers)
+    state.memory.add(torch.rand(len(top), *spec.shape), torch.nn.functional.one_hot(top, 4).float())
+    return state
+
+
+def worth(rows: Tensor, answers: list[int], **changes: float) -> Tensor:
+    """What a method promises itself of images for which two students give logits (2, b, 4)."""
+    spec = ds.Spec((1, 8, 8), 4)
+    x = (torch.arange(rows.shape[1]) / 1000)[:, None, None, None].expand(-1, 1, 8, 8)
+    state = state_of(rows, answers, spec)
+    method = Frugal(**changes)  # type: ignore[arg-type]
+    with torch.no_grad():
+        return method.promise(state, x, state.memory.classes())[0]
+
+
+def test_what_looks_like_a_class_is_worth_more() -> None:
+    sure, dull = torch.tensor([8.0, 0, 0, 0]), torch.tensor([2.0, 0, 0, 0])
+    rows = torch.stack([sure, dull]).expand(2, 2, 4).clone()
+    found = worth(rows, [0, 1, 2, 3], doubtful=0.0)
+    assert float(found[0] - found[1]) == pytest.approx(2 * math.log(4), rel=1e-4), "the square of the spread"
+    assert worth(rows, [0, 1, 2, 3], doubtful=0.0, sure=0.0).std() == 0
+
+
+def test_what_the_students_disagree_on_is_worth_more() -> None:
+    one = torch.tensor([[3.0, 0, 0, 0], [3.0, 0, 0, 0]])
+    other = torch.tensor([[3.0, 0, 0, 0], [0.0, 3, 0, 0]])
+    found = worth(torch.stack([one, other]), [0, 1, 2, 3], sure=0.0)
+    assert found[1] > found[0] + 2
+
+
+def test_seldom_answered_classes_are_worth_more() -> None:
+    each = torch.eye(4) * 5
+    found = worth(torch.stack([each, each]), [0, 0, 0, 0, 0, 0, 1, 2], sure=0.0)
+    rare = (found - found[0]).exp()
+    assert float(rare[1]) == pytest.approx(float(rare[2]), rel=1e-5)
+    assert float(rare[1]) == pytest.approx(6.0, rel=1e-4), "six times as many answers"
+    assert rare[3] > rare[1], "never answered: most"
+
+
+def test_choosing_leaves_the_students_as_they_were(linear: Callable[..., Linear]) -> None:
+    """In training mode, with their statistics: thousands of candidates must not move them."""
+    target, method = linear(), Frugal(student="digits-cnn", batch=8, compute_least=8, blind=0.5)
+    state = engine.run(method, target, Account("attack", 32), budgets=[32])
+    assert all(module.training for module in state.students.modules())
+    before = {name: value.clone() for name, value in state.students.state_dict().items()}
+    method.chosen(state, target.spec, 8, 4)
+    assert all(torch.equal(value, before[name]) for name, value in state.students.state_dict().items())
+
+
+def test_classes_that_were_not_seen_count_for_nothing(linear: Callable[..., Linear]) -> None:
+    target = linear(classes=None, access=ds.Access.LABEL)
+    method = Frugal(student="digits-cnn", batch=8, compute_least=8, max_classes=20)
+    state = engine.run(method, target, Account("attack", 40), budgets=[40])
+    counts = state.memory.classes()
+    assert counts.sum() == 40
+    x = torch.rand(16, 1, 8, 8)
+    state.students.eval()
+    with torch.no_grad():
+        assert method.promise(state, x, counts)[0].isfinite().all()
+
+
+def test_classes_of_a_memory() -> None:
+    memory = Memory(4, ds.Spec((1, 2, 2), 3))
+    for top in ([0, 1], [1, 1], [2, 2]):
+        memory.add(torch.rand(2, 1, 2, 2), torch.eye(3)[torch.tensor(top)])
+    assert memory.classes().tolist() == [0, 2, 2], "of those that are kept"
+
+
+def test_rates_are_set_by_the_engine(linear: Callable[..., Linear]) -> None:
+    state = Frugal(student="digits-cnn", rate=0.01).init(linear().spec)
+    pace(state, 0.5)
+    assert state.student_descent.param_groups[0]["lr"] == pytest.approx(0.005)
