@@ -234,6 +234,28 @@ def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     figure.savefig(path, dpi=110)
 
 
+def draw_transfer(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw the success of untargeted PGD over its size, a panel for probabilities and one for labels."""
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    pgd = [r for r in rows if r["kind"] == "pgd" and not r["targeted"]]
+    names = list(dict.fromkeys(r["proxy"] for r in pgd))
+    for axes, labels, words in zip(
+        figure.subplots(1, 2, sharey=True), ("soft", "hard"), ("probabilities", "labels"), strict=True
+    ):
+        for i, name in enumerate(names):
+            mine = [r for r in pgd if r["proxy"] == name and r["labels"] in (labels, "–")]
+            if mine:
+                x, y = [255 * r["eps"] for r in mine], [100 * r["success"]["mean"] for r in mine]
+                style = "--" if mine[0]["labels"] == "–" else "-"
+                axes.plot(x, y, style, marker=".^"[i // 10 % 2], color=f"C{i % 10}", lw=1.3, label=name)
+        axes.set_title(f"PGD, untargeted, clones made from {words}", fontsize=10)
+        axes.set_xlabel("ε / (1/255)")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    figure.axes[0].set_ylabel("success, % of images classified rightly (mean over seeds)")
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     suites = {name: gather(HERE / f"{name}.toml") for name in sys.argv[1:]}
     path = HERE / "results.json"
@@ -246,7 +268,9 @@ def main() -> None:
         found = gradient_table(read(HERE / "gradients.json")["rows"])
         parts.append(f"### Gradients on digits\n\n{text}\n\n{found}\n")
     if (HERE / "transfer.json").exists():
-        found = transfer_table(read(HERE / "transfer.json")["rows"])
+        draw_transfer(read(HERE / "transfer.json")["rows"], DOCS / "results-transfer.png")
+        found = "![Success over size](results-transfer.png)\n\n"
+        found += transfer_table(read(HERE / "transfer.json")["rows"])
         parts.append(f"### Transfer attacks on digits\n\n{TRANSFER}\n\n{found}\n")
     parts.append(paper_part())
     page = DOCS / "results.md"
