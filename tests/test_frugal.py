@@ -23,7 +23,7 @@ from dualstudent.methods.procedural import Learners
 def test_what_is_learnt_follows_the_budget(
     budget: int, linear: Callable[..., Linear], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half of it between the queries, half after the last, and no step is longer than its share."""
+    """A part of it between the queries, the rest after the last, and no step is longer than its share."""
     method, account, at = Frugal(student="digits-cnn", compute_least=400), Account("attack", budget), []
 
     def learn(*_: object) -> tuple[Tensor, Tensor]:
@@ -41,9 +41,9 @@ def test_what_is_learnt_follows_the_budget(
     )
     wanted, asking = max(0.5 * budget, 400), math.ceil(budget / method.batch)
     assert len(at) == pytest.approx(wanted, abs=asking + CHUNK)
-    assert max(b - a for a, b in itertools.pairwise(each)) <= max(CHUNK, wanted / 2 / asking + 1)
+    assert max(b - a for a, b in itertools.pairwise(each)) <= max(CHUNK, 0.2 * wanted / asking + 1)
     after = [p for p in engine.plan(method, [budget]) if p.name == "after"]
-    assert sum(p.steps for p in after) * CHUNK == pytest.approx(wanted / 2, abs=CHUNK)
+    assert sum(p.steps for p in after) * CHUNK == pytest.approx(0.8 * wanted, abs=CHUNK)
     blind = [p.steps * p.cost for p in engine.plan(method, [budget]) if p.name == "blind"]
     assert 0 <= method.blind * budget - sum(blind) < method.batch
 
@@ -55,7 +55,7 @@ def test_an_extension_by_little_learns_as_much_as_a_small_run() -> None:
 
 
 def test_rates_fall_along_one_cosine_over_all_phases() -> None:
-    method, seen = Frugal(batch=8, compute_least=400), []
+    method, seen = Frugal(batch=8, compute_least=400, after=0.5), []
     phases = engine.plan(method, [400])
     for phase in phases:
         seen += [phase.schedule(i / phase.steps) for i in range(phase.steps)]

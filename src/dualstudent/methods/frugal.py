@@ -39,11 +39,11 @@ class Frugal(Method[Learners]):
     doubtful: float = 1.0  # weight of the students' disagreement: power of its sum over classes
     compute: float = 0.5  # batches that each student learns, for each query
     compute_least: int = 3000  # batches that each student learns at least
-    after: float = 0.5  # share of them that are learnt after the last query
+    after: float = 0.8  # share of them that are learnt after the last query
     learnt: int = 128  # images of a batch that is learnt
     memory: int = 1_000_000  # exchanges kept
     rate: float = 3e-3  # learning rate of the students' AdamW
-    weight_decay: float = 5e-4  # of the students' AdamW
+    weight_decay: float = 0.3  # of the students' AdamW: each step takes rate × 0.3 of a weight
     max_classes: int = 1000  # size of the head where the number of classes is unknown
 
     name: ClassVar[str] = "frugal"
