@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 import dualstudent as ds
 from conftest import Linear
 from dualstudent import engine
+from dualstudent.cli import main
 from dualstudent.ledger import Account
 from dualstudent.memory import Memory
 from dualstudent.methods import Frugal
@@ -153,3 +155,16 @@ def test_rates_are_set_by_the_engine(linear: Callable[..., Linear]) -> None:
     state = Frugal(student="digits-cnn", rate=0.01).init(linear().spec)
     pace(state, 0.5)
     assert state.student_descent.param_groups[0]["lr"] == pytest.approx(0.005)
+
+
+def test_the_learning_after_the_last_query_is_shown(
+    digits_target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line when all is asked, not one for each step after it, and how far the learning is."""
+    words = ["--target", str(digits_target), "--queries", "64", "--compute-least", "80", "--points", "1"]
+    assert main(["extract", "frugal", *words, "--out", str(tmp_path / "run")]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "/" in line]
+    assert [line.split(" ")[:3] for line in said] == [
+        ["extracting:", "64/64", "queries"],
+        ["learning:", "9/9", "steps,"],
+    ]

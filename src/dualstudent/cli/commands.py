@@ -15,7 +15,7 @@ from rich.table import Table
 from dualstudent import experiment, methods, parallel, targets
 from dualstudent.cli import forms
 from dualstudent.cli.parse import parse, peek
-from dualstudent.cli.show import Bars, console, note, percent, result_table, stopping
+from dualstudent.cli.show import Bars, console, following, percent, result_table, stopping
 from dualstudent.data import DATA_SETS, Images, fetch, load_data
 from dualstudent.errors import Missing, Stopped, UserError, unknown
 from dualstudent.ledger import Account
@@ -160,7 +160,7 @@ def extract_command(args: list[str]) -> int:
     set_threads(form.machine.threads, opened.target.spec.shape, getattr(form.method, "student", "auto"))
     e, budget = form.run, form.extraction.queries
     data = _judging(e, opened.data)
-    with parallel.ranks(), Bars() as bars, stopping() as stop:
+    with parallel.ranks(), Bars(learning="steps") as bars, stopping() as stop:
         try:
             run = experiment.extract(
                 form.method,
@@ -180,7 +180,7 @@ def extract_command(args: list[str]) -> int:
                 snapshot_every=e.snapshot_every,
                 tensorboard=e.tensorboard,
                 command=["dualstudent", "extract", *args],
-                progress=lambda spent, last: bars.update("extracting", spent, budget, note(last)),
+                progress=following(bars, budget),
                 stop=stop,
             )
         except Stopped as stopped:
@@ -211,13 +211,13 @@ def resume_command(args: list[str]) -> int:
     """dualstudent resume."""
     form = parse(forms.ResumeForm, args, "resume", "Go on with a stopped run.")
     budget = form.queries or experiment.budget(form.run)
-    with parallel.ranks(), Bars() as bars, stopping() as stop:
+    with parallel.ranks(), Bars(learning="steps") as bars, stopping() as stop:
         try:
             run = experiment.resume(
                 form.run,
                 queries=form.queries,
                 place=form.target,
-                progress=lambda spent, last: bars.update("extracting", spent, budget, note(last)),
+                progress=following(bars, budget),
                 stop=stop,
             )
         except Stopped as stopped:

@@ -47,7 +47,8 @@ class Bars:
         )
         self._tasks: dict[str, Any] = {}
         self._said: dict[str, float] = {}
-        self._began: dict[str, tuple[float, int]] = {}
+        self._done: set[str] = set()
+        self.began: dict[str, tuple[float, int]] = {}
 
     def __enter__(self) -> "Bars":
         if self.live:
@@ -61,14 +62,14 @@ class Bars:
     def update(self, name: str, done: int, total: int, note: str = "") -> None:
         """Show how far a piece of work is."""
         now, unit = time.monotonic(), self.units.get(name, "queries")
-        began, first = self._began.setdefault(name, (now, done))  # what a resumed run has done is no speed
+        began, first = self.began.setdefault(name, (now, done))  # what a resumed run has done is no speed
         if self.live:
             if name not in self._tasks:
                 self._tasks[name] = self._progress.add_task(
                     name, total=total, completed=done, note=note, unit=unit
                 )
             self._progress.update(self._tasks[name], completed=done, total=total, note=note)
-        elif not FOLLOWER and (done == total or now - self._said.setdefault(name, now) >= EVERY):
+        elif not FOLLOWER and name not in self._done and self._due(name, now, done == total):
             self._said[name] = now
             speed = ""
             if done > first and now > began:
@@ -76,6 +77,23 @@ class Bars:
                 speed = f", {rate:,.0f}/s, {(total - done) / rate:.0f} s left"
             text = f"{name}: {done:,}/{total:,} {unit}{speed}  {note}"
             print(text.rstrip(), file=sys.stderr, flush=True)
+
+    def _due(self, name: str, now: float, last: bool) -> bool:
+        """Return whether a line is due: now and then, and once at the end."""
+        if last:
+            self._done.add(name)
+        return last or now - self._said.setdefault(name, now) >= EVERY
+
+
+def following(bars: Bars, budget: int) -> Callable[[int, dict[str, Any]], None]:
+    """Return what shows a run: the queries, then the steps of a method that learns on after the last."""
+
+    def follow(spent: int, last: dict[str, Any]) -> None:
+        bars.update("extracting", spent, budget, note(last))
+        if spent == budget and (last["step"] < last["steps"] or "learning" in bars.began):
+            bars.update("learning", last["step"], last["steps"], note(last))
+
+    return follow
 
 
 def note(last: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from dualstudent.networks import Students
 from dualstudent.numerics import AUTO, Numerics
 from dualstudent.spec import Access, Spec
 
-Progress = Callable[[int, dict[str, Any]], None]  # queries spent, the last evaluation
+Progress = Callable[[int, dict[str, Any]], None]  # queries spent; the last evaluation, step and steps
 log = logging.getLogger(__name__)
 PICTURES = 12  # images of a strip
 
@@ -74,7 +74,7 @@ class Recorder:
         if moment.step in self._steps:
             self._evaluate(moment)
         self._look_ahead(moment.step, moment.state)
-        self.progress(moment.spent, self.last)
+        self.progress(moment.spent, {**self.last, "step": moment.step, "steps": moment.steps})
         return self.stop()
 
     def rewind(self, step: int, state: Any) -> None:
