@@ -13,6 +13,7 @@ import dualstudent as ds
 from conftest import Linear
 from dualstudent import engine
 from dualstudent.cli import main
+from dualstudent.experiment.recorder import evaluation_steps
 from dualstudent.ledger import Account
 from dualstudent.memory import Memory
 from dualstudent.methods import Frugal
@@ -167,4 +168,19 @@ def test_the_learning_after_the_last_query_is_shown(
     assert [line.split(" ")[:3] for line in said] == [
         ["extracting:", "64/64", "queries"],
         ["learning:", "9/9", "steps,"],
+    ]
+
+
+def test_evaluations_spread_over_the_queries_not_over_the_learning_after() -> None:
+    phases = engine.plan(Frugal(), [6400])
+    steps = sorted(evaluation_steps(phases, 20))
+    asking = [step for step in steps if step <= 100]
+    assert {5 * i for i in range(1, 21)} <= set(asking), "a hundred steps that ask, twenty points"
+    assert {1, 3, 6, 12} <= set(asking), "denser at the start"
+    after = phases[-1].steps
+    assert [step - 100 for step in steps if step > 100] == [
+        after - 3 * after // 4,
+        after - after // 2,
+        after - after // 4,
+        after,
     ]

@@ -236,7 +236,7 @@ def _go(
         data,
         answers,
         target.spec.access,
-        steps=sum(phase.steps for phase in phases),
+        phases=phases,
         points=manifest["points"],
         numerics=numerics,
         progress=progress,

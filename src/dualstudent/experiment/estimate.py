@@ -85,7 +85,7 @@ def _evaluations(state: State, data: Images, spec: Spec, phases: Sequence[Phase[
         start = time.perf_counter()
         _ = logits(state.clone, part, spec).sum().item()
         times.append(time.perf_counter() - start)
-    count = len(evaluation_steps(sum(phase.steps for phase in phases), points)) + 1
+    count = len(evaluation_steps(phases, points)) + 1
     return count * min(times) * len(data) / len(part)
 
 

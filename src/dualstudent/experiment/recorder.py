@@ -4,7 +4,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from dualstudent.errors import Diverged, UserError
 from dualstudent.evaluation import Witness, before, bound, fidelity, logits
 from dualstudent.experiment.folder import RunFolder
 from dualstudent.files import read_json, write_json, write_text
+from dualstudent.methods import Phase
 from dualstudent.networks import Students
 from dualstudent.numerics import AUTO, Numerics
 from dualstudent.spec import Access, Spec
@@ -28,10 +30,20 @@ log = logging.getLogger(__name__)
 PICTURES = 12  # images of a strip
 
 
-def evaluation_steps(steps: int, points: int) -> set[int]:
-    """Return the steps after which a run is evaluated: even ones, and ever denser ones at the start."""
-    even = {max(1, round(steps * i / points)) for i in range(1, points + 1)}
-    return even | {max(1, steps >> i) for i in range(8)} | {steps}
+def evaluation_steps(phases: Sequence[Phase[Any]], points: int) -> set[int]:
+    """Return the steps after which a run is evaluated: of those that ask even ones, and ever denser ones at
+    the start; of learning after them, four.
+    """
+    ends = list(accumulate(phase.steps for phase in phases))
+    asking = [s for end, p in zip(ends, phases, strict=True) if p.cost for s in range(end - p.steps, end)]
+    count = len(asking)
+    wanted = {max(1, round(count * i / points)) for i in range(1, points + 1)}
+    wanted |= {max(1, count >> i) for i in range(8)}
+    found = {asking[at - 1] + 1 for at in wanted} | {ends[-1]}
+    for end, phase in zip(ends, phases, strict=True):
+        if not phase.cost and end > asking[0]:
+            found |= {end - phase.steps * i // 4 for i in range(4)}
+    return found
 
 
 class Recorder:
@@ -49,7 +61,7 @@ class Recorder:
         answers: Tensor | None,
         revealed: Access,
         *,
-        steps: int,
+        phases: Sequence[Phase[Any]],
         points: int = 20,
         numerics: Numerics = AUTO,
         progress: Progress = lambda spent, last: None,
@@ -60,7 +72,7 @@ class Recorder:
         self.revealed, self.numerics, self.progress, self.stop = revealed, numerics, progress, stop
         self.board = board
         self.last: dict[str, Any] = {}
-        self._steps = evaluation_steps(steps, points)
+        self._steps = evaluation_steps(phases, points)
         self._before: Students | None = None  # the students before a step that will be evaluated
         self._fresh: list[tuple[int, int, dict[str, Tensor]]] = []
         self._lines: list[str] = []
