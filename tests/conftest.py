@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import dualstudent as ds
+from sweep_fixture import SPEC, Write
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +77,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("data"):
             item.user_properties.append(("data", "1"))
+
+
+@pytest.fixture
+def write(tmp_path: Path, digits_target: Path) -> Write:
+    """Return what writes a sweep's file, some of its text replaced."""
+
+    def make(text: str = SPEC, **changes: str) -> Path:
+        text = text.format(target=digits_target)
+        for old, new in changes.items():
+            assert old in text
+            text = text.replace(old, new)
+        path = tmp_path / "spec.toml"
+        path.write_text(text)
+        return path
+
+    return make

@@ -73,7 +73,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in sorted(rows, key=lambda r: (r["labels"] == "hard", -r["agreement"]["mean"])):
         reached = [f"{q:,.0f}" if q is not None else "–" for q in row["reached"].values()]
         free = "yes" if row["data_free"] else "**no**"
-        source = {"soft": "probabilities", "hard": "labels"}[row["labels"]]
+        source = WORDS[row["labels"]]
         words = [row["method"], free, source, str(row["n"]), share(row["agreement"]), share(row["accuracy"])]
         words += [f"{row['balance']['mean']:.2f}", *reached, f"{row['seconds']:.0f}"]
         lines.append("| " + " | ".join(words) + " |")
@@ -86,7 +86,7 @@ def gradient_table(rows: list[dict[str, Any]]) -> str:
     head = ["Dual Student's recipe", "from", "images", "gradient", "queries an image", "eq. 6", "cosine"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in last:
-        source = {"soft": "probabilities", "hard": "labels"}[row["labels"]]
+        source = WORDS[row["labels"]]
         words = [row["preset"], source, row["images"], row["gradient"], f"{row['asked_per_image']:.0f}"]
         lines.append(
             "| " + " | ".join([*words, plain(row["eq6_values"]), plain(row["cosine_values"])]) + " |"
@@ -114,6 +114,7 @@ TRANSFER = """Images made on the better student, shown to the target: success in
 into the right class, untargeted / towards the next class; means and 95 % intervals over three seeds, PGD.
 ε in 255ths of a pixel's range, 10 iterations of ε / 4, one start. FGSM, BIM and success over all
 images: [transfer.json](../benchmarks/claims/transfer.json)."""
+WORDS = {"soft": "probabilities", "hard": "labels"}
 ORDER = ("digits", "ablations", "mnist", "fashion")
 
 
@@ -140,7 +141,7 @@ def on_top(rows: list[dict[str, Any]]) -> str:
     head = ["method", "from", "n", "queries", "agreement before, %", "after, %", "difference, points"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in sorted(rows, key=lambda r: (r["labels"] == "hard", -r["gain"]["mean"])):
-        source = {"soft": "probabilities", "hard": "labels"}[row["labels"]]
+        source = WORDS[row["labels"]]
         words = [row["method"], source, str(row["n"]), f"{row['asked_before']:,} + {row['budget']:,}"]
         words += [share(row[name]) for name in ("base", "agreement", "gain")]
         lines.append("| " + " | ".join(words) + " |")
@@ -154,7 +155,7 @@ def transfer_table(rows: list[dict[str, Any]]) -> str:
     lines: list[tuple[float, str]] = []
     for name, labels in dict.fromkeys((r["proxy"], r["labels"]) for r in pgd):
         mine = {(r["eps"], r["targeted"]): r for r in pgd if (r["proxy"], r["labels"]) == (name, labels)}
-        words = [name, {"soft": "probabilities", "hard": "labels"}.get(labels, labels)]
+        words = [name, WORDS.get(labels, labels)]
         words.append(str(next(iter(mine.values()))["n"]))
         words += [f"{share(mine[e, False]['success'])} / {share(mine[e, True]['success'])}" for e in sizes]
         lines.append((-mine[sizes[1], False]["success"]["mean"], "| " + " | ".join(words) + " |"))
@@ -176,7 +177,7 @@ def paper_part() -> str:
                 start = f"{entry['target']}/{row}/{labels}/"
                 values = [cell["accuracy"] for name, cell in cells.items() if name.startswith(start)]
                 ours = over_seeds(values)
-                words = [entry["target"], row, {"soft": "probabilities", "hard": "labels"}[labels]]
+                words = [entry["target"], row, WORDS[labels]]
                 words += [f"{figure:.2f}", "not run" if ours is None else str(ours), str(len(values))]
                 lines.append("| " + " | ".join(words) + " |")
     others = [
@@ -203,7 +204,7 @@ def attack_lines(expected: dict[str, Any], attacks: dict[str, Any]) -> list[str]
             own = next((a for n, a in attacks.items() if n.startswith(f"cifar10/{proxy}/{labels}/")), None)
             found = own or next(iter(attacks.values()), None)
             name = "clone" if own else proxy
-            words = [proxy, {"soft": "probabilities", "hard": "labels"}[labels]]
+            words = [proxy, WORDS[labels]]
             words += [" / ".join(f"{value:.2f}" for value in pair) for pair in figures.values()]
             for kind in figures:
                 rows = [r for r in found["rows"] if (r["proxy"], r["kind"]) == (name, kind)] if found else []
@@ -213,47 +214,50 @@ def attack_lines(expected: dict[str, Any], attacks: dict[str, Any]) -> list[str]
     return lines
 
 
-def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
+Line = tuple[str, str, list[float], list[float]]  # label, style, x, y in percent
+
+
+def panels(lines: dict[str, list[Line]], title: str, xlabel: str, ylabel: str) -> Figure:
+    """Draw the lines of probabilities and those of labels side by side."""
     figure = Figure(figsize=(11, 4.4), layout="constrained")
-    names = list(dict.fromkeys(row["method"] for row in rows))
-    for axes, labels, words in zip(
-        figure.subplots(1, 2, sharey=True), ("soft", "hard"), ("probabilities", "labels"), strict=True
-    ):
-        for row in rows:
-            if row["labels"] == labels and row["curve"]:
-                i = names.index(row["method"])
-                style = "--" if not row["data_free"] else "-"
-                x, y = zip(*row["curve"], strict=True)
-                axes.plot(x, [100 * v for v in y], style, color=f"C{i % 10}", lw=1.5, label=row["method"])
-        axes.set_xscale("log")
+    names = list(dict.fromkeys(label for each in lines.values() for label, *_ in each))
+    for axes, (words, each) in zip(figure.subplots(1, 2, sharey=True), lines.items(), strict=True):
+        for label, style, x, y in each:
+            i = names.index(label)
+            axes.plot(x, y, style, marker=".^"[i // 10 % 2], color=f"C{i % 10}", lw=1.4, ms=4, label=label)
         axes.set_title(f"{title}, from {words}", fontsize=10)
-        axes.set_xlabel("queries")
+        axes.set_xlabel(xlabel)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
-    figure.axes[0].set_ylabel("agreement with the target, % (mean over seeds)")
+    figure.axes[0].set_ylabel(ylabel)
+    return figure
+
+
+def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
+    """Draw agreement over queries."""
+    lines: dict[str, list[Line]] = {"probabilities": [], "labels": []}
+    for row in rows:
+        if row["curve"]:
+            x, y = (list(values) for values in zip(*row["curve"], strict=True))
+            style = "-" if row["data_free"] else "--"
+            lines[WORDS[row["labels"]]].append((row["method"], style, x, [100 * v for v in y]))
+    figure = panels(lines, title, "queries", "agreement with the target, % (mean over seeds)")
+    for axes in figure.axes:
+        axes.set_xscale("log")
     figure.savefig(path, dpi=110)
 
 
 def draw_transfer(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw the success of untargeted PGD over its size, a panel for probabilities and one for labels."""
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    """Draw the success of untargeted PGD over its size."""
+    lines: dict[str, list[Line]] = {"probabilities": [], "labels": []}
     pgd = [r for r in rows if r["kind"] == "pgd" and not r["targeted"]]
-    names = list(dict.fromkeys(r["proxy"] for r in pgd))
-    for axes, labels, words in zip(
-        figure.subplots(1, 2, sharey=True), ("soft", "hard"), ("probabilities", "labels"), strict=True
-    ):
-        for i, name in enumerate(names):
-            mine = [r for r in pgd if r["proxy"] == name and r["labels"] in (labels, "–")]
-            if mine:
-                x, y = [255 * r["eps"] for r in mine], [100 * r["success"]["mean"] for r in mine]
-                style = "--" if mine[0]["labels"] == "–" else "-"
-                axes.plot(x, y, style, marker=".^"[i // 10 % 2], color=f"C{i % 10}", lw=1.3, label=name)
-        axes.set_title(f"PGD, untargeted, clones made from {words}", fontsize=10)
-        axes.set_xlabel("ε / (1/255)")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
-    figure.axes[0].set_ylabel("success, % of images classified rightly (mean over seeds)")
-    figure.savefig(path, dpi=110)
+    for name, labels in dict.fromkeys((r["proxy"], r["labels"]) for r in pgd):
+        mine = [r for r in pgd if (r["proxy"], r["labels"]) == (name, labels)]
+        x, y = [255 * r["eps"] for r in mine], [100 * r["success"]["mean"] for r in mine]
+        for words in [WORDS[labels]] if labels in WORDS else list(lines):  # a proxy that no clone is: in both
+            lines[words].append((name, "-" if labels in WORDS else "--", x, y))
+    what = "success, % of images classified rightly (mean over seeds)"
+    panels(lines, "PGD, untargeted", "ε / (1/255)", what).savefig(path, dpi=110)
 
 
 def main() -> None:

@@ -189,8 +189,6 @@ def placed(cell: Cell, *, old: str, new: str, data_dir: Path | None, dry: bool) 
         toy = {name: value for name, value in TOY.items() if name in values["recipe"]}
         values |= {"precision": "fp32", "budget": 120 if cell.start is None else 40, "points": 2}
         values |= {"recipe": values["recipe"] | toy}
-    elif not torch.cuda.is_available() and cell.precision == "tf32":
-        values |= {"precision": "fp32"}
     return Cell(**values)
 
 

@@ -116,6 +116,7 @@ class TransferForm:
     iterations: int = 10  # of bim and pgd
     restarts: int = 1  # random starts of pgd
     same_data: str | None = None  # target folder: a model trained on the same data, as another proxy
+    device: str = "cpu"  # where images are made: cpu, cuda, auto
     target: str | None = None  # where the target lies now, if it has moved
 
 

@@ -21,6 +21,7 @@ from dualstudent.targets import Training, open_target, train_target
 State = Literal["done", "stopped", "open", "n/a"]
 FOREVER = 60 * 24 * 365  # minutes; submitit ends local jobs after five unless told
 SHARED = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node")
+RECORD = "sweep.json"  # beside a target: how the sweep trained it
 Tell = Callable[[str, str], None]  # cell, what became of it
 
 
@@ -52,7 +53,8 @@ def state(cell: Cell) -> State:
     if manifest["numerics"]["precision"] != Numerics(cell.precision).on(manifest["device"]).precision:
         changed.append("precision")
     target = Path(cell.target.path) / "target.json"
-    if target.is_file() and manifest["target"]["sha256"] != read_json(target)["sha256"]:
+    other = target.is_file() and manifest["target"]["sha256"] != read_json(target)["sha256"]
+    if other or _trained_otherwise(cell.target):
         changed.append("target")
     if changed:
         raise UserError(
@@ -70,12 +72,17 @@ def _placeless(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {**recipe, "start": start and Path(start).parts[-5:]}
 
 
+def _trained_otherwise(goal: Goal) -> bool:
+    """Return whether a target's folder says that it was trained in another way than the sweep has it."""
+    record = Path(goal.path) / RECORD
+    return goal.train is not None and record.is_file() and read_json(record) != goal.train
+
+
 def prepare(goal: Goal, data_dir: str | None) -> None:
     """Train a sweep's own target, once. Raises UserError where a folder holds none."""
     folder = Path(goal.path)
-    record = folder / "sweep.json"
     if (folder / "target.json").is_file():
-        if record.is_file() and read_json(record) != goal.train:
+        if _trained_otherwise(goal):
             raise UserError(
                 f"{folder} was trained otherwise than the sweep says: give the target another name"
             )
@@ -91,7 +98,7 @@ def prepare(goal: Goal, data_dir: str | None) -> None:
         training=Training(**goal.train["training"]),
         device=choose_device("auto"),
     )
-    write_json(record, goal.train)
+    write_json(folder / RECORD, goal.train)
 
 
 def work(values: Mapping[str, Any], stop: Callable[[], bool] = lambda: False) -> None:
