@@ -166,6 +166,18 @@ def check_summary(sweep: sweeps.Sweep) -> None:
         assert text.replace("±", r"$\pm$") in latex
 
 
+@pytest.mark.slow
+def test_a_real_job_that_fails_says_why(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a line; its trace is in the log."""
+    path = write(
+        **{'path = "': 'split = "tset"\npath = "', '[40, "0.06k"]': "[40]", "seeds = [0, 1]": "seeds = [0]"}
+    )
+    assert main(["sweep", str(path)]) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if ": failed: " in line]
+    assert len(said) == 3
+    assert all(line.endswith(": failed: unknown split 'tset': did you mean 'test'?") for line in said)
+
+
 def test_over_seeds() -> None:
     three = over_seeds([0.5, 0.6, 0.7])
     assert three is not None

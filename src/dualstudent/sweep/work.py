@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
@@ -196,8 +197,9 @@ def _reason(job: Any) -> str | None:
     except Stopped as stopped:
         return str(stopped)
     except Exception as error:  # whatever a worker raised, or its death
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return lines[-1] if lines else type(error).__name__
+        parts = str(error).split("-" * 22)  # submitit: the trace between two rules, then where the logs lie
+        lines = [line.strip() for line in parts[len(parts) // 2].splitlines() if line.strip()]
+        return re.sub(r"^dualstudent\.errors\.\w+: ", "", lines[-1]) if lines else type(error).__name__
     return None
 
 
