@@ -76,7 +76,7 @@ LEARNERS = [
 def test_every_method_learns(name: str, labels: str, digits: Path, tmp_path: Path) -> None:
     """At 50k queries: agreement 0.30 from probabilities, 0.20 from labels."""
     words = ["--queries", "50k", "--labels", labels, "--preset", LAST[name], "--out", str(tmp_path / "run")]
-    quick = ["--compute", "0.05"] if name == "frugal" else []  # it would take minutes, and learn no less
+    quick = ["--compute", "0.05"] if name == "frugal" else []  # its default takes minutes
     assert main(["extract", name, "--target", str(digits), *words, *quick]) == 0
     result = read(tmp_path / "run" / "result.json")
     assert result["spent"] == 50_000
