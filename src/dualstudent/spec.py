@@ -2,13 +2,13 @@
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from dualstudent.errors import UserError
@@ -111,6 +111,36 @@ class Target(Protocol):
 
     def __call__(self, x: Float[Tensor, "b c h w"], /) -> Float[Tensor, "b k"]:
         """Return class probabilities (or one-hot labels), a row an image."""
+
+
+@dataclass
+class Traffic:
+    """Counters of what went over the wire to a service; in one process they only grow."""
+
+    requests: int = 0  # sent, those asked again included
+    retried: int = 0  # requests that were asked again
+    failed_images: int = 0  # images in requests that failed and were asked again
+    sent: int = 0  # bytes
+    received: int = 0  # bytes
+    waiting: float = 0.0  # seconds that the run waited for answers
+    statuses: dict[str, int] = field(default_factory=dict)  # "200": 12, "503": 1, "timeout": 2, "reset": 1
+
+
+@runtime_checkable
+class Service(Target, Protocol):
+    """A target where every answer is paid for: its answers come a request at a time.
+
+    `__call__` assembles what `requests` yields, in order.
+    """
+
+    traffic: Traffic
+
+    def requests(
+        self, x: Float[Tensor, "b c h w"]
+    ) -> Iterator[tuple[Int64[Tensor, "n"], Float[Tensor, "n k"]]]:
+        """Yield (positions in the batch, answers on the simplex) of each request as soon as it is answered,
+        in whatever order.
+        """
 
 
 def parse_count(text: str) -> int:
