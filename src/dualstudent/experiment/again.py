@@ -44,7 +44,12 @@ def same_target(opened: Opened, manifest: dict[str, Any]) -> None:
         names = [f.name for f in fields(Spec) if getattr(began, f.name) != getattr(now, f.name)]
         changed = ", ".join(f"{n} was {getattr(began, n)} and is {getattr(now, n)}" for n in names)
         raise UserError(f"the target is not the one that the run began with: {changed}")
-    sums = [(about["sha256"], opened.sha256), (about.get("weights"), weights_of(opened.target))]
+    sums: list[tuple[Any, Any]] = [
+        (about["sha256"], opened.sha256),
+        (about.get("weights"), weights_of(opened.target)),
+    ]
+    if about.get("files") and opened.files:  # an ONNX model and its weights, whatever their names are now
+        sums = [(sorted(about["files"].values()), sorted(opened.files.values()))]
     known = [(before, after) for before, after in sums if before is not None and after is not None]
     if known and known[0][0] != known[0][1]:
         raise UserError(f"{opened.name} holds another target than the run began with (other weights)")

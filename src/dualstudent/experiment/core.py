@@ -101,7 +101,7 @@ def extract(
         folders.vacant(run.path, overwrite)
     method.init(asked.spec)  # a bad architecture or shape ends here, before anything is written
     about: dict[str, Any] = {"reference": opened.reference, "name": opened.name, "sha256": opened.sha256}
-    about["weights"] = weights_of(opened.target)
+    about |= {"files": opened.files, "weights": weights_of(opened.target)}
     about |= {"options": _plain(target_options), "spec": asked.spec.to_json()}
     options = {
         "points": points,

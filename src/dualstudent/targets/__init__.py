@@ -1,6 +1,6 @@
 """Targets: what can be asked. `open_target` opens one by its reference."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +14,15 @@ from dualstudent.targets import folder
 from dualstudent.targets.check import Findings, check_target
 from dualstudent.targets.folder import weights_sum
 from dualstudent.targets.module import CallableTarget, ModuleTarget, Output, check_output
+from dualstudent.targets.onnx import OnnxTarget
+from dualstudent.targets.onnx_file import Layout
 from dualstudent.targets.train import Training, train_target
 
 __all__ = [
     "CallableTarget",
     "Findings",
     "ModuleTarget",
+    "OnnxTarget",
     "Opened",
     "TargetOptions",
     "Training",
@@ -37,8 +40,14 @@ class TargetOptions:
     shape: tuple[int, int, int] | None = None  # image shape: channels, height, width
     classes: int | Literal["unknown"] | None = None  # number of classes, or "unknown" (labels only)
     bounds: tuple[float, float] | None = None  # range of its inputs (default 0 1)
-    output: Output = "probabilities"  # what a torch: or python: target returns
+    output: Output = "probabilities"  # what the target returns, where it does not say so itself
+    levels: int | None = None  # input levels: 256 where a service takes 8-bit images (default: any value)
+    layout: Layout = "auto"  # order of an ONNX model's axes, where its shape leaves that open
+    output_name: str | None = None  # the output of an ONNX model that is the answer, where it has several
     space: Literal["pixels", "normalised"] = "pixels"  # inputs of a trained target; normalised: [−1, 1]
+
+
+_OF_A_SPEC = ("shape", "classes", "bounds", "output", "levels")
 
 
 @dataclass(frozen=True)
@@ -50,31 +59,63 @@ class Opened:
     name: str
     sha256: str | None = None  # of the weights, where there is a file
     data: str | None = None  # the data set it was trained on
+    files: dict[str, str] = field(default_factory=dict)  # SHA-256 by name, of each file of an ONNX model
 
 
 def open_target(
     reference: str, options: TargetOptions | None = None, *, device: str | torch.device = "cpu"
 ) -> Opened:
     """Open a target: a folder written by `target train`, torch:package.module:factory (returns an
-    nn.Module) or python:package.module:factory (returns a callable). Raises UserError.
+    nn.Module), python:package.module:factory (returns a callable) or onnx:FILE. Raises UserError.
     """
     options = options or TargetOptions()
     check_output(options.output)
     kind, _, rest = reference.partition(":")
+    if kind == "onnx" and rest:
+        return _from_onnx(Path(rest), options)
+    if reference.endswith(".onnx") and Path(reference).is_file():
+        return _from_onnx(Path(reference), options)
+    _unknown_to(reference, options, "layout", "output_name")
     if kind in ("torch", "python") and rest:
         return _from_factory(kind, rest, options, device)
     if not Path(reference).is_dir():
         raise UserError(
-            f"no target '{reference}': give a folder written by 'dualstudent target train',"
+            f"no target '{reference}': give a folder written by 'dualstudent target train', onnx:FILE,"
             " torch:package.module:factory or python:package.module:factory"
         )
     for name in ("shape", "bounds"):
         if getattr(options, name) is not None:
             raise UserError(f"--{name} is given by {reference}/target.json: leave it out")
+    if options.levels is not None and options.space == "normalised":
+        raise UserError("--levels counts those of pixels: leave out --space normalised")
     target, about = folder.load(Path(reference), space=options.space, device=device)
-    target.spec = _with_classes(target.spec, options)
+    target.spec = replace(_with_classes(target.spec, options), levels=options.levels or target.spec.levels)
     name = f"{about['arch']} on {about['data']}"
     return Opened(target, str(Path(reference).absolute()), name, about["sha256"], about["data"])
+
+
+def _unknown_to(reference: str, options: TargetOptions, *names: str) -> None:
+    """Raise UserError for options that a target cannot have."""
+    usual = {f.name: f.default for f in fields(TargetOptions)}
+    given = [name for name in names if getattr(options, name) != usual[name]]
+    if given:
+        raise UserError(f"--{given[0].replace('_', '-')} does not fit {reference}: leave it out")
+
+
+def _from_onnx(path: Path, options: TargetOptions) -> Opened:
+    reference = f"onnx:{path.absolute()}"
+    _unknown_to(reference, options, "space")
+    target = OnnxTarget(
+        path,
+        shape=options.shape,
+        classes=options.classes,
+        bounds=options.bounds,
+        levels=options.levels,
+        output=options.output,
+        output_name=options.output_name,
+        layout=options.layout,
+    )
+    return Opened(target, reference, path.name, target.files[path.name], files=target.files)
 
 
 def _with_classes(spec: Spec, options: TargetOptions) -> Spec:
@@ -91,11 +132,12 @@ def _from_factory(kind: str, rest: str, options: TargetOptions, device: str | to
     made: Any = call_factory(rest)
     reference = f"{kind}:{rest}"
     if isinstance(made, Target) and not isinstance(made, nn.Module):
+        _unknown_to(f"{reference}, which has a spec of its own", options, *_OF_A_SPEC)
         return Opened(made, reference, rest)
     if options.shape is None or options.classes is None:
         raise UserError(f"{reference} does not say what it takes: give --shape C H W and --classes K")
     classes = None if options.classes == "unknown" else options.classes
-    spec = Spec(options.shape, classes, options.bounds or (0.0, 1.0))
+    spec = Spec(options.shape, classes, options.bounds or (0.0, 1.0), levels=options.levels)
     if kind == "torch":
         if not isinstance(made, nn.Module):
             raise UserError(f"{reference} returned a {type(made).__name__}, not a torch.nn.Module")
