@@ -34,7 +34,7 @@ class Computed(Machine, Numerics):
 class Planned:
     """What to extract."""
 
-    target: str  # folder of 'target train', torch:package.module:factory or python:package.module:factory
+    target: str  # folder of 'target train', onnx:FILE, torch:package.module:factory or python:…
     queries: Count  # the budget, spent to the last image: 50000, 50k, 2M
     labels: Labels = "soft"  # soft: the target's probabilities; hard: its top class only
     preset: str | None = None  # named recipe of the method (see dualstudent list); options change it
@@ -71,14 +71,27 @@ class TrainForm:
 
 @dataclass(frozen=True)
 class CheckForm:
-    """Check a target: range, shape, mode, a few answers, latency; accuracy with --data."""
+    """Check a target: what it takes and answers, how fast it is, what looks wrong; accuracy with --data."""
 
     target: tyro.conf.Positional[str]
     data: str | None = None  # test images
     split: str = "test"
     data_dir: Path | None = None
+    images: int = 8  # images shown, charged to the audit; more tell better how fast it is
+    queries: Count | None = None  # budget whose time and price are estimated
+    price: float | None = None  # of 1,000 images, in any currency
+    out: Path | None = None  # file for what was found, for 'plan --check'
+    json: bool = False  # print it as JSON
     options: TargetOptions = field(default_factory=TargetOptions)
-    device: str = "auto"
+    machine: Machine = field(default_factory=Machine)
+
+
+@dataclass(frozen=True)
+class Costed:
+    """What is known of the target's own time and price."""
+
+    check: Path | None = None  # file that 'target check --out' wrote: its times and price are counted in
+    price: float | None = None  # of 1,000 images, in any currency; default: as the check says
 
 
 @dataclass(frozen=True)

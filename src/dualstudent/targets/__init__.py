@@ -11,7 +11,7 @@ from dualstudent.errors import UserError
 from dualstudent.plugins import call_factory
 from dualstudent.spec import Spec, Target
 from dualstudent.targets import folder
-from dualstudent.targets.check import Findings, check_target
+from dualstudent.targets.check import Findings, Pace, check_target
 from dualstudent.targets.folder import weights_sum
 from dualstudent.targets.module import CallableTarget, ModuleTarget, Output, check_output
 from dualstudent.targets.onnx import OnnxTarget
@@ -24,6 +24,7 @@ __all__ = [
     "ModuleTarget",
     "OnnxTarget",
     "Opened",
+    "Pace",
     "TargetOptions",
     "Training",
     "check_target",
