@@ -83,10 +83,8 @@ def reopen(manifest: dict[str, Any], place: str | None = None) -> Opened:
     about = manifest["target"]
     if about["reference"] is None and place is None:
         raise UserError("the run's target was a Python object: resume it from Python and give the target")
-    options = dict(about["options"] or {})
-    for name in ("shape", "bounds"):
-        options[name] = None if options.get(name) is None else tuple(options[name])
-    return open_target(place or about["reference"], TargetOptions(**options), device=manifest["device"])
+    options = TargetOptions.from_json(about["options"] or {})
+    return open_target(place or about["reference"], options, device=manifest["device"])
 
 
 def saved_data(manifest: dict[str, Any], data: Images | None = None) -> Images:

@@ -12,6 +12,7 @@ from torch import Tensor
 from dualstudent import engine, parallel
 from dualstudent.checkpoint import Snapshots
 from dualstudent.data import Images
+from dualstudent.defences import bare
 from dualstudent.errors import Diverged, Stopped, UserError
 from dualstudent.evaluation import ask, fidelity, fitting, logits
 from dualstudent.experiment import folder as folders
@@ -102,6 +103,8 @@ def extract(
     method.init(asked.spec)  # a bad architecture or shape ends here, before anything is written
     about: dict[str, Any] = {"reference": opened.reference, "name": opened.name, "sha256": opened.sha256}
     about |= {"files": opened.files, "weights": weights_of(opened.target)}
+    if opened.service is not None:
+        about["service"] = opened.service
     about |= {"options": _plain(target_options), "spec": asked.spec.to_json()}
     options = {
         "points": points,
@@ -217,6 +220,8 @@ def _go(
 ) -> Run:
     device, asked = manifest["device"], facing(target, manifest["labels"])
     first = parallel.rank() == 0  # it alone writes, and judges
+    if (heed := getattr(bare(target), "heed", None)) is not None:
+        heed(stop)
     attack = Account("attack", manifest["budgets"][-1], run.attack, writes=first)
     shown = Shown(run.shown, writes=first)
     snapshots = Snapshots(run.snapshot, folders.identity(manifest), manifest["snapshot_every"])
@@ -339,7 +344,7 @@ def _keep_start(run: RunFolder, method: Method[Any]) -> None:
 
 
 def _plain(options: TargetOptions | None) -> dict[str, Any] | None:
-    return None if options is None else dict(vars(options))
+    return None if options is None else options.to_json()
 
 
 def _board(path: Path) -> Any:
