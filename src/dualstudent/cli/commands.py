@@ -251,6 +251,13 @@ def sweep_command(args: list[str]) -> int:
     return run_sweep(parse(forms.SweepForm, args, "sweep", "Do many runs that one file describes."))
 
 
+def serve_command(args: list[str]) -> int:
+    """dualstudent serve."""
+    from dualstudent.cli.serving import start
+
+    return start(parse(forms.ServeForm, args, "serve", "Offer a target over HTTP (Open Inference Protocol)."))
+
+
 def export_command(args: list[str]) -> int:
     """dualstudent export."""
     form = parse(forms.ExportForm, args, "export", "Write a run's clone as ONNX.")

@@ -1,6 +1,6 @@
 """One run = one directory: extract, resume, evaluate, estimate, export."""
 
-from dualstudent.experiment.again import budget, choose_device
+from dualstudent.experiment.again import budget, choose_device, facing
 from dualstudent.experiment.attacks import attack_run, sweep_over
 from dualstudent.experiment.core import Run, evaluate, extract, resume
 from dualstudent.experiment.estimate import Estimate, estimate
@@ -17,6 +17,7 @@ __all__ = [
     "evaluate",
     "export_onnx",
     "extract",
+    "facing",
     "resume",
     "sweep_over",
     "versions",

@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
@@ -161,11 +162,11 @@ def open_inference(
 
     Raises UserError where the metadata leave open what flags must say.
     """
-    at = _ADDRESS.fullmatch(transport.url.path)
+    at = _ADDRESS.fullmatch(transport.url.raw_path.decode().partition("?")[0])
     if at is None or transport.url.query:
         raise UserError(f"{url}: write http://host/v2/models/NAME, or …/NAME/versions/V")
-    root, name = at["root"], at["name"]
-    path = f"{root}/v2/models/{name}" + (f"/versions/{at['version']}" if at["version"] else "")
+    root, name = at["root"], unquote(at["name"])
+    path = f"{root}/v2/models/{at['name']}" + (f"/versions/{at['version']}" if at["version"] else "")
     server = _optional(transport, f"{root}/v2")
     for health in (f"{root}/v2/health/ready", f"{path}/ready"):
         transport.ask(health, limit=METADATA)
