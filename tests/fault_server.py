@@ -10,6 +10,7 @@ deterministic model, and needs numpy only, so that it starts in no time. The scr
     "token"    what the header Authorization: Bearer … must hold
     "log"      file that gets a line {"number", "images", "fault"} for each answer computed
     "faults"   {"3": fault, …} by number of the inference request, from 1; "*" for all others
+    "pages"    {"/v2": fault, …}: what a GET of a path is answered instead
     "share"    {"of": 0.05, "seed": 1, "faults": [fault, …]}: a share of all requests fails
 
 A fault is an object of: "status", "headers", "body" (text) and "type": that answer; "wait": seconds
@@ -97,7 +98,9 @@ class Handler(BaseHTTPRequestHandler):
         at = f"/v2/models/{model.name}"
         if not self.allowed():
             return
-        if path == "/v2":
+        if path in server.script.get("pages", {}):
+            self.instead(server.script["pages"][path])
+        elif path == "/v2":
             extensions = ["binary_tensor_data"] if server.binary else []
             self.answer({"name": "fault server", "version": "1", "extensions": extensions})
         elif path in ("/v2/health/ready", "/v2/health/live") or (
@@ -113,8 +116,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.allowed():
+        if self.path == "/script":
+            self.server.changes(json.loads(body))
+            self.reply(200, b"")
+        elif self.allowed():
             self.ask(body)
+
+    def instead(self, fault: dict[str, Any]) -> None:
+        headers = {"Content-Type": fault.get("type", "application/json"), **fault.get("headers", {})}
+        self.reply(fault.get("status", 200), fault.get("body", "").encode(), headers)
 
     def ask(self, body: bytes) -> None:
         number, fault = self.server.next_fault()
@@ -126,8 +136,7 @@ class Handler(BaseHTTPRequestHandler):
             self.reset()
             return
         if "status" in fault or "body" in fault:
-            headers = {"Content-Type": fault.get("type", "application/json"), **fault.get("headers", {})}
-            self.reply(fault.get("status", 200), fault.get("body", "").encode(), headers)
+            self.instead(fault)
             return
         if "bomb" in fault:
             packed = gzip.compress(bytes(fault["bomb"] << 20))
@@ -297,6 +306,13 @@ class Server(ThreadingHTTPServer):
         share = script.get("share", {})
         self.dice = random.Random(share.get("seed", 0))
 
+    def changes(self, script: dict[str, Any]) -> None:
+        """Begin to count anew, with these faults, pages and metadata."""
+        with self.lock:
+            self.script = self.script | {"faults": {}, "pages": {}} | script
+            self.changed = script.get("metadata", {})
+            self.number = self.requests = self.images = 0
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exception(), (OSError, ValueError)):  # a client that went away
             super().handle_error(request, client_address)
@@ -352,6 +368,12 @@ class Faulty:
         """What it has answered since it started."""
         with urllib.request.urlopen(f"{self.base}/count", timeout=10) as answer:
             return dict(json.load(answer))
+
+    def change(self, faults: dict[str, Any] | None = None, **more: Any) -> None:
+        """Let the running server count anew, with other "faults", "pages" or "metadata"."""
+        body = json.dumps({"faults": faults or {}, **more}).encode()
+        with urllib.request.urlopen(f"{self.base}/script", body, timeout=10):
+            pass
 
     def kill(self) -> None:
         """End it as a power cut would."""

@@ -310,8 +310,8 @@ def retry_after(value: str | None) -> float:
     """Return the seconds that a Retry-After header asks for: a number, or a date; 0 for anything else."""
     if value is None:
         return 0.0
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(int(value.strip())))
+    if value.strip().isdecimal():
+        return min(1e9, float(value))
     with contextlib.suppress(ValueError, TypeError, OverflowError):
         when = parsedate_to_datetime(value)
         when = when if when.tzinfo else when.replace(tzinfo=UTC)
