@@ -5,6 +5,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from dualstudent.errors import UserError
 from dualstudent.targets.inference import open_inference
+from dualstudent.targets.json_service import open_json
 from dualstudent.targets.service import HttpService
 from dualstudent.targets.transport import Transport
 from dualstudent.targets.wire import ServiceOptions
@@ -24,13 +25,23 @@ def open_service(
     _harmless(url)
     transport = Transport(options, url)
     try:
-        if url != reference:
-            raise UserError("not yet")
-        target, about = open_inference(url, transport, **said)
+        target: HttpService
+        if url == reference:
+            if options.template is not None:
+                raise UserError(f"--template belongs to a JSON service: write {_json(url)}")
+            target, about = open_inference(url, transport, **said)
+        else:
+            target, about = open_json(transport, **said)
     except BaseException:
         transport.close()
         raise
-    return target, f"{transport.url.path.split('/models/')[-1]} at {transport.url.host}", about
+    name = transport.url.path.split("/models/")[-1].strip("/") or "model"
+    return target, f"{name} at {transport.url.host}", about
+
+
+def _json(url: str) -> str:
+    scheme, colon, rest = url.partition(":")
+    return f"{scheme}+json{colon}{rest}"
 
 
 def _harmless(url: str) -> None:
