@@ -8,6 +8,7 @@ deterministic model, and needs numpy only, so that it starts in no time. The scr
     "binary"   whether the extension is offered (default true)
     "delay"    seconds of every answer
     "token"    what the header Authorization: Bearer … must hold
+    "tls"      [certificate, key]: PEM files, then it speaks https
     "log"      file that gets a line {"number", "images", "fault"} for each answer computed
     "faults"   {"3": fault, …} by number of the inference request, from 1; "*" for all others
     "pages"    {"/v2": fault, …}: what a GET of a path is answered instead
@@ -29,6 +30,7 @@ import os
 import random
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -301,6 +303,11 @@ class Server(ThreadingHTTPServer):
         self.token, self.changed = script.get("token"), dict[str, Any]()
         self.number = self.requests = self.images = 0
         self.lock = threading.Lock()
+        self.scheme = "https" if "tls" in script else "http"
+        if "tls" in script:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*script["tls"])
+            self.socket = context.wrap_socket(self.socket, server_side=True)
         log = script.get("log")
         self.log = None if log is None else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         share = script.get("share", {})
@@ -392,5 +399,5 @@ class Faulty:
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     with Server(json.loads(Path(sys.argv[1]).read_text())) as server:
-        print(f"listening on http://127.0.0.1:{server.server_address[1]}", flush=True)
+        print(f"listening on {server.scheme}://127.0.0.1:{server.server_address[1]}", flush=True)
         server.serve_forever(poll_interval=0.05)

@@ -52,7 +52,8 @@ def same_target(opened: Opened, manifest: dict[str, Any]) -> None:
         sums = [(sorted(about["files"].values()), sorted(opened.files.values()))]
     known = [(before, after) for before, after in sums if before is not None and after is not None]
     if known and known[0][0] != known[0][1]:
-        raise UserError(f"{opened.name} holds another target than the run began with (other weights)")
+        what = "weights" if opened.service is None else "metadata, version or template"
+        raise UserError(f"{opened.name} holds another target than the run began with (other {what})")
 
 
 def same_outside(method: Method[Any], manifest: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from dualstudent.errors import TargetError, UserError
 from dualstudent.spec import Access, Spec
 from dualstudent.targets.module import Output
-from dualstudent.targets.onnx_file import Layout
+from dualstudent.targets.onnx_file import CHANNELS, Layout
 from dualstudent.targets.service import HttpService, Images, to_bytes
 from dualstudent.targets.strict import numbers, plain, read_object
 from dualstudent.targets.transport import Reply, Transport
@@ -317,7 +317,7 @@ def _layout(
     if not fitting:
         raise UserError(f"--shape {' '.join(map(str, shape or ()))}: the model takes {dims}")
     if len(fitting) > 1 and first != last:  # channels are few, sides are not
-        few = {name: sizes for name, sizes in fitting.items() if orders[name][0] in (1, 3, 4)}
+        few = {name: sizes for name, sizes in fitting.items() if orders[name][0] in CHANNELS}
         if len(few) != 1:
             raise UserError(f"the model takes {dims}: say where the channels lie, --layout nchw or nhwc")
         fitting = few

@@ -105,7 +105,8 @@ class Transport:
                 done.put((index, None, error))
 
         while len(self._threads) < min(self.options.concurrency, len(works)):
-            thread = threading.Thread(target=_work, args=(self._jobs,), daemon=True)
+            name = f"dualstudent request {len(self._threads) + 1}"
+            thread = threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
         for index, work in enumerate(works):
