@@ -40,3 +40,8 @@ def bare(target: Target) -> Target:
     while isinstance(target, LabelOnly):
         target = target.inner
     return target
+
+
+def revealed(target: Target, answer: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+    """Return what a target's wrappers leave of an answer of the bare one."""
+    return target.reveal(revealed(target.inner, answer)) if isinstance(target, LabelOnly) else answer

@@ -1,8 +1,9 @@
 """The only door to a target: it charges first, checks the answer, and keeps no gradient."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,12 +19,36 @@ Part = tuple[Tensor, Tensor]  # positions in the batch, and their answers
 SUM_TOLERANCE = 1e-3  # how far the sum of a row of probabilities may be from one
 
 
+@runtime_checkable
+class Question(Protocol):
+    """Images to be asked where every answer is paid for."""
+
+    @property
+    def missing(self) -> int:
+        """Images whose answers are not paid yet."""
+
+    def withdraw(self) -> None:
+        """Say that it will not be asked."""
+
+    def parts(self) -> Iterator[Part]:
+        """Start asking what is missing; return all parts, those that are paid already first."""
+
+
+@runtime_checkable
+class Paid(Protocol):
+    """Where the answers to paid questions are kept."""
+
+    def question(self, x: Tensor, first: int) -> Question:
+        """Return the question of images at the positions of the history from `first`. Raises UserError."""
+
+
 class Oracle:
     """What a method may ask. Charges the account before it asks; no attribute leads to the target.
 
     Images are detached and rounded to `spec.levels`, answers are computed without a graph and
-    verified; `asked`, where given, gets each exchange. Raises Overdraft and Diverged before asking,
-    TargetError on an answer that is no answer.
+    verified; `asked`, where given, gets each exchange. With `paid`, the bare target is asked there,
+    and what it has answered before is neither charged nor asked again. Raises Overdraft and Diverged
+    before asking, TargetError on an answer that is no answer.
     """
 
     __slots__ = ("_begin", "spec")
@@ -34,17 +59,31 @@ class Oracle:
         account: Account,
         shown: Shown | None = None,
         asked: list[Exchange] | None = None,
+        paid: Paid | None = None,
     ) -> None:
         spec = target.spec
+
+        def charged(x: Tensor) -> Callable[[], Iterator[Part]]:
+            """Charge a batch, durably, and return what asks it."""
+            if paid is None:
+                account.charge(parallel.total(len(x)))
+                return partial(asking, target, x)
+            question = paid.question(x, account.spent)
+            try:
+                account.charge(len(x), held=len(x) - question.missing)
+            except UserError:
+                question.withdraw()
+                raise
+            return question.parts
 
         def begin(batches: Sequence[Tensor]) -> Iterator[Tensor]:
             x = batches[0] if len(batches) == 1 else torch.cat(list(batches))
             x = spec.quantise(x.detach())
             _check_images(x, spec)
-            account.charge(parallel.total(len(x)))
+            ask = charged(x)
             parallel.meet()  # the charge is on disk before any rank asks
             with torch.inference_mode(), torch.autocast(x.device.type, enabled=False):
-                parts = asking(target, x)
+                parts = ask()
             return collect(parts, x, [len(batch) for batch in batches])
 
         def collect(parts: Iterator[Part], x: Tensor, sizes: list[int]) -> Iterator[Tensor]:
@@ -81,6 +120,12 @@ def asking(target: Target, x: Tensor) -> Iterator[Part]:
     if requests is not None:
         return requests(x)  # type: ignore[no-any-return]
     return iter([(torch.arange(len(x)), answered(target, x))])
+
+
+def together(parts: Iterator[Part], x: Tensor, spec: Spec) -> Tensor:
+    """Return the answers of all parts as one tensor (b, k). Raises TargetError where they are none."""
+    [(rows, _)] = _in_order(parts, x, spec, [len(x)])
+    return rows
 
 
 def _in_order(

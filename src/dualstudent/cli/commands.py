@@ -164,6 +164,8 @@ def extract_command(args: list[str]) -> int:
                 points=e.points,
                 snapshot_every=e.snapshot_every,
                 tensorboard=e.tensorboard,
+                journal=e.journal if {"--journal", "--no-journal"} & set(args) else None,
+                price=e.price,
                 command=["dualstudent", "extract", *args],
                 progress=following(bars, budget),
                 stop=stop,
@@ -230,6 +232,13 @@ def transfer_command(args: list[str]) -> int:
     from dualstudent.cli.attacking import attack
 
     return attack(parse(forms.TransferForm, args, "transfer", "Attack a run's target with its clone."))
+
+
+def journal_command(args: list[str]) -> int:
+    """dualstudent journal verify|export|repair."""
+    from dualstudent.cli.journalling import journal
+
+    return journal(args)
 
 
 def report_command(args: list[str]) -> int:

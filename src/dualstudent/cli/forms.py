@@ -53,6 +53,8 @@ class Extracted:
     points: int = 20  # evaluations along the run, charged to the audit once
     snapshot_every: float = 20.0  # seconds between snapshots
     tensorboard: bool = False  # write TensorBoard events too
+    journal: bool = False  # keep each answer on disk before it is learnt; default: for services only
+    price: float | None = None  # of 1,000 images, for the bill
 
 
 @dataclass(frozen=True)
