@@ -36,9 +36,13 @@ class Paid:
         return self.inner.spec
 
     def requests(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.telling(x, lambda places: None)
+
+    def telling(self, x: Tensor, sending: Callable[[Tensor], None]) -> Iterator[tuple[Tensor, Tensor]]:
         parts = list(torch.split(torch.arange(len(x)), self.size))
         for at in reversed(parts) if self.turned else parts:
             self.traffic.requests += 1
+            sending(at)
             self.before(self.traffic.requests)
             self.seen += len(at)
             for image in x[at]:

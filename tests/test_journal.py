@@ -27,7 +27,8 @@ def answers(n: int, k: int = 4, kind: Any = np.float32) -> Any:
 def keep(journal: Journal, first: int, n: int, *, done: bool = True, purpose: str = ATTACK) -> Any:
     """Ask and record n images at once; return their answers."""
     rows, at = answers(n), range(first, first + n)
-    _, attempts = journal.begin(purpose, first, n)
+    attempts = 1 + journal.before(purpose, first, n)[0]
+    journal.begin(purpose, first, n)
     names = [b"%016d" % i for i in at]
     journal.record(purpose, at, names, rows, attempts.tolist(), done=(first, n) if done else None)
     return rows
@@ -88,23 +89,47 @@ class TestAnswers:
             journal.held(ATTACK, 0, 3)
 
 
-class TestAttempts:
-    def test_count_the_questions_that_a_crash_left_open(self, path: Path) -> None:
-        with Journal(path, "a") as journal:
-            journal.begin(ATTACK, 0, 4)
-            journal.begin(ATTACK, 4, 4)
-            journal.begin(ATTACK, 0, 4)
-        with Journal(path, "a") as journal:
-            assert journal.begin(ATTACK, 2, 4)[1].tolist() == [3, 3, 2, 2]
+class TestBegun:
+    def sent(self, journal: Journal, first: int, n: int) -> list[list[int]]:
+        """Return how often images were sent without an answer, and for which a charge is left."""
+        sent, left = journal.before(ATTACK, first, n)
+        return [sent.tolist(), left.astype(int).tolist()]
 
-    def test_of_a_finished_or_withdrawn_question_are_forgotten(self, path: Path) -> None:
+    def test_questions_that_a_crash_left_open_count_as_sent(self, path: Path) -> None:
+        with Journal(path, "a") as journal:
+            for first in (0, 4, 0):
+                journal.begin(ATTACK, first, 4)
+        with Journal(path, "a") as journal:
+            assert self.sent(journal, 2, 4) == [[2, 2, 1, 1], [0, 0, 0, 0]]
+            assert self.sent(journal, 6, 4) == [[1, 1, 0, 0], [0, 0, 0, 0]]
+
+    def test_of_those_that_told_only_what_was_sent_is(self, path: Path) -> None:
+        with Journal(path, "a") as journal:
+            number = journal.begin(ATTACK, 0, 8, tells=True)
+            journal.sending(number, [(4, 2), (0, 1)])
+        with Journal(path, "a") as journal:
+            assert self.sent(journal, 0, 8) == [[1, 0, 0, 0, 1, 1, 0, 0], [0, 1, 1, 1, 0, 0, 1, 1]]
+            assert self.sent(journal, 5, 4) == [[1, 0, 0, 0], [0, 1, 1, 0]]
+            number = journal.begin(ATTACK, 0, 8, tells=True)
+            journal.sending(number, [(0, 2)])
+            assert self.sent(journal, 0, 8) == [[2, 1, 0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1, 1, 1]]
+
+    def test_after_the_power_was_off_all_may_have_been_sent(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with Journal(path, "a") as journal:
+            journal.begin(ATTACK, 0, 4, tells=True)
+            assert self.sent(journal, 0, 4) == [[0] * 4, [1] * 4]
+        monkeypatch.setattr("dualstudent.journal.book.BOOT", "another")
+        with Journal(path, "a") as journal:
+            assert self.sent(journal, 0, 4) == [[1] * 4, [0] * 4]
+
+    def test_answered_questions_are_forgotten(self, path: Path) -> None:
         with Journal(path, "a") as journal:
             keep(journal, 0, 4)
-            number, _ = journal.begin(ATTACK, 4, 4)
-            journal.withdraw(number)
-            assert journal.begin(ATTACK, 0, 8)[1].tolist() == [1] * 8
+            assert self.sent(journal, 0, 8) == [[0] * 8, [0] * 8]
             keep(journal, 8, 2, done=False)
-            assert journal.begin(ATTACK, 8, 4)[1].tolist() == [2, 2, 1, 1]
+            assert self.sent(journal, 8, 4) == [[1, 1, 0, 0], [0] * 4]
 
 
 class TestTraffic:
@@ -296,8 +321,6 @@ def test_a_small_file_system_that_is_full(tmp_path: Path) -> None:
     try:
         with pytest.raises(ds.UserError, match="the disk is full"):
             fill()
-        with pytest.raises(ds.UserError, match="full"):
-            Journal(small / "journal.sqlite", "a", paid=1)  # nor does it begin to ask again
         shutil.copytree(small, large)
     finally:
         subprocess.run(["umount", str(small)], check=True)

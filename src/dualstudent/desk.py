@@ -13,7 +13,7 @@ from torch import Tensor
 from dualstudent.errors import TargetError, UserError
 from dualstudent.journal import ATTACK, Journal, Row
 from dualstudent.oracle import Part, asking, checked
-from dualstudent.spec import Service, Target
+from dualstudent.spec import Service, Target, Telling
 
 
 def _all(answer: Tensor) -> Tensor:
@@ -53,24 +53,18 @@ class Desk:
 
 
 class Question:
-    """A batch of images: `missing` says how many are not in the journal yet; `parts` asks them."""
+    """A batch of images: `due` says for how many a charge is due; `parts` asks those not in the journal."""
 
     def __init__(self, desk: Desk, x: Tensor, first: int, held: dict[int, Row]) -> None:
         self.desk, self.x, self.first, self._held = desk, x, first, held
         self._open = np.array([at for at in range(len(x)) if first + at not in held], np.int64)
-        self._number, self._attempts = 0, np.ones(len(x), np.int64)
-        if self.missing:  # on disk before the charge: what is not asked in the end is withdrawn
-            self._number, self._attempts = desk.journal.begin(desk.purpose, first, len(x))
+        self._sent, left = desk.journal.before(desk.purpose, first, len(x))
+        self._left = int(left[self._open].sum())
 
     @property
-    def missing(self) -> int:
-        """Images that will be asked."""
-        return len(self._open)
-
-    def withdraw(self) -> None:
-        """Say that it will not be asked: the charge was refused."""
-        if self._number:
-            self.desk.journal.withdraw(self._number)
+    def due(self) -> int:
+        """Images that will be asked, but for those that were charged before and never sent."""
+        return len(self._open) - self._left
 
     def parts(self) -> Iterator[Part]:
         """Start asking what is missing; return (places, answers) of what is held, then of each request.
@@ -84,20 +78,33 @@ class Question:
             [(torch.tensor([at for at, _ in known]), _stacked([row for _, row in known]))] if known else []
         )
         asked: Iterator[Part] = iter(())
-        if self.missing:
-            whole = self.missing == len(self.x)
-            x = self.x if whole else self.x[torch.from_numpy(self._open).to(self.x.device)]
-            asked = self._kept(asking(self.desk.target, x))
+        if len(self._open):
+            asked = self._kept(self._begun())
             if isinstance(self.desk.target, Service):
                 asked = self.desk.journal.ahead(asked)
         return ((at, self.desk.seen(rows.to(self.x.device))) for at, rows in itertools.chain(parts, asked))
+
+    def _begun(self) -> Iterator[Part]:
+        """Ask what is missing, and note what is sent where the service tells."""
+        target, journal = self.desk.target, self.desk.journal
+        whole = len(self._open) == len(self.x)
+        x = self.x if whole else self.x[torch.from_numpy(self._open).to(self.x.device)]
+        tells = isinstance(target, Telling)
+        number = journal.begin(self.desk.purpose, self.first, len(self.x), tells=tells)
+        if not isinstance(target, Telling):
+            return asking(target, x)
+
+        def sending(places: Tensor) -> None:
+            journal.sending(number, _ranges((self.first + self._open[places.numpy()]).tolist()))
+
+        return target.telling(x, sending)
 
     def _kept(self, requests: Iterator[Part]) -> Generator[Part]:
         """Verify and keep each request's answers as they come, and yield them with their places."""
         left = set(self._open.tolist())
         for positions, answers in requests:
             places = positions.cpu().numpy()
-            within = ((places >= 0) & (places < self.missing)).all()
+            within = ((places >= 0) & (places < len(self._open))).all()
             at = self._open[places] if within else places[:0]
             if len(at) != len(places) or len(set(at.tolist()) & left) != len(at):
                 raise TargetError("the target answered images that it was not asked, or one twice")
@@ -109,18 +116,24 @@ class Question:
                 (self.first + at).tolist(),
                 digests(self.x[torch.from_numpy(at).to(self.x.device)]),
                 answers.numpy(),
-                self._attempts[at].tolist(),
+                (1 + self._sent[at]).tolist(),
                 done=None if left else (self.first, len(self.x)),
             )
             yield torch.from_numpy(at), answers
         if left:
-            raise TargetError(f"the target left {len(left)} of {self.missing} images without an answer")
+            raise TargetError(f"the target left {len(left)} of {len(self._open)} images without an answer")
 
 
 def digests(x: Float[Tensor, "b c h w"]) -> list[bytes]:
     """Return 16 bytes of SHA-256 of each image's float32 values: equal for equal images only."""
     raw = x.detach().to("cpu", torch.float32).contiguous().numpy()
     return [hashlib.sha256(image.tobytes()).digest()[:16] for image in raw]
+
+
+def _ranges(places: list[int]) -> list[tuple[int, int]]:
+    """Return places as (first, count) of each unbroken run."""
+    starts = [at for at, place in enumerate(places) if at == 0 or place != places[at - 1] + 1]
+    return [(places[at], end - at) for at, end in zip(starts, [*starts[1:], len(places)], strict=True)]
 
 
 def _in_order(held: dict[int, Row], first: int, images: int) -> list[Row | None]:

@@ -24,11 +24,8 @@ class Question(Protocol):
     """Images to be asked where every answer is paid for."""
 
     @property
-    def missing(self) -> int:
-        """Images whose answers are not paid yet."""
-
-    def withdraw(self) -> None:
-        """Say that it will not be asked."""
+    def due(self) -> int:
+        """Images that are not charged yet."""
 
     def parts(self) -> Iterator[Part]:
         """Start asking what is missing; return all parts, those that are paid already first."""
@@ -69,11 +66,7 @@ class Oracle:
                 account.charge(parallel.total(len(x)))
                 return partial(asking, target, x)
             question = paid.question(x, account.spent)
-            try:
-                account.charge(len(x), held=len(x) - question.missing)
-            except UserError:
-                question.withdraw()
-                raise
+            account.charge(len(x), held=len(x) - question.due)
             return question.parts
 
         def begin(batches: Sequence[Tensor]) -> Iterator[Tensor]:

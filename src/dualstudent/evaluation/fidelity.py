@@ -42,7 +42,7 @@ def ask(target: Target, data: Images, account: Account, paid: Paid | None = None
     answers: list[Tensor] = []
     for x in inputs(fitting(data, target.spec), target.spec):
         question = None if paid is None else paid.question(x, sum(map(len, answers)))
-        account.charge(len(x), held=0 if question is None else len(x) - question.missing)
+        account.charge(len(x), held=0 if question is None else len(x) - question.due)
         with torch.inference_mode():
             parts = (
                 iter([(torch.arange(len(x)), answered(target, x))]) if question is None else question.parts()

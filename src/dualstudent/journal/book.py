@@ -33,7 +33,16 @@ from dualstudent.journal.rows import (
 )
 from dualstudent.spec import Traffic
 
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
 T = TypeVar("T")
+BOOT = _boot()  # when the machine was last started; empty where that is not known
 GRACE = 2.0  # seconds that answers under way have when a run ends in an error
 
 
@@ -95,32 +104,49 @@ class Journal:
             found = self._file.execute(ROWS + where, (purpose, first, first + images)).fetchall()
             rows = {row.position: row for row in (self._whole(values) for values in found)}
             if rows:
-                self._sync("NORMAL")  # a count only: it may be lost with the power
-                with self._transaction():
+                with self._quickly():  # a count only
                     count = "UPDATE sessions SET replayed = replayed + ? WHERE id = ?"
                     self._file.execute(count, (len(rows), self._session))
         return rows
 
-    def begin(self, purpose: str, first: int, images: int) -> tuple[int, NDArray[np.int64]]:
-        """Note that a question will be asked; return its number, and which attempt each image's is.
+    def before(self, purpose: str, first: int, images: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return of each image how often it was sent without being answered, and whether a charge is left.
 
-        Survives the end of this process, not of the power: then an attempt may be missed.
+        One is left where the last question about it ended before its request was sent. Which were sent is
+        known only of questions that told, since the machine was last started: the power may have taken it.
         """
+        sent, left = np.zeros(images, np.int64), np.zeros(images, np.bool_)
         with self._saying():
-            overlap = "SELECT first, images FROM begun WHERE purpose = ? AND first < ? AND first + images > ?"
-            attempts = np.ones(images, np.int64)
-            for start, count in self._file.execute(overlap, (purpose, first + images, first)):
-                attempts[max(0, start - first) : max(0, start + count - first)] += 1
-            self._sync("NORMAL")
-            with self._transaction():
-                add = "INSERT INTO begun (purpose, first, images) VALUES (?, ?, ?)"
-                number = self._file.execute(add, (purpose, first, images)).lastrowid
-            return number or 0, attempts
+            overlap = " WHERE purpose = ? AND first < ? AND first + images > ? ORDER BY id"
+            text = "SELECT id, first, images, boot FROM begun" + overlap
+            for number, start, count, boot in self._file.execute(text, (purpose, first + images, first)):
+                went = np.full(count, boot != BOOT or not boot)
+                for at, n in self._file.execute(
+                    "SELECT first, images FROM sent WHERE question = ?", (number,)
+                ):
+                    went[at - start : at - start + n] = True
+                inner = slice(max(0, start - first), max(0, start + count - first))
+                part = went[max(0, first - start) :][: len(sent[inner])]
+                sent[inner] += part
+                left[inner] = ~part
+        return sent, left
 
-    def withdraw(self, question: int) -> None:
-        """Forget a question that was not asked after all."""
-        with self._saying(), self._transaction():
-            self._file.execute("DELETE FROM begun WHERE id = ?", (question,))
+    def begin(self, purpose: str, first: int, images: int, *, tells: bool = False) -> int:
+        """Note that a question is charged and will be asked; return its number.
+
+        `tells` says that `sending` will be called before each of its requests. Survives the end of this
+        process, not of the power.
+        """
+        with self._saying(), self._quickly():
+            add = "INSERT INTO begun (purpose, first, images, boot) VALUES (?, ?, ?, ?)"
+            row = (purpose, first, images, BOOT if tells else "")
+            return self._file.execute(add, row).lastrowid or 0
+
+    def sending(self, question: int, ranges: Sequence[tuple[int, int]]) -> None:
+        """Note that a request of a question is sent, with the images of (first, images) each."""
+        with self._saying(), self._quickly():
+            rows = [(question, first, images) for first, images in ranges]
+            self._file.executemany("INSERT INTO sent VALUES (?, ?, ?)", rows)
 
     def record(
         self,
@@ -141,14 +167,15 @@ class Journal:
             Row(int(at), digest, answer, now, int(attempt), purpose).values()
             for at, digest, answer, attempt in zip(positions, digests, answers, attempts, strict=True)
         ]
-        with self._saying(f"; {len(rows)} answers could not be kept, nothing more is asked"):
-            self._sync("FULL")
-            with self._transaction():
-                self._file.executemany("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
-                if done is not None:
-                    within = "DELETE FROM begun WHERE purpose = ? AND first >= ? AND first + images <= ?"
-                    self._file.execute(within, (purpose, done[0], sum(done)))
-                self._note()
+        said = f"; {len(rows)} answers could not be kept, nothing more is asked"
+        with self._saying(said), self._transaction():
+            self._file.executemany("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            if done is not None:
+                within = "FROM begun WHERE purpose = ? AND first >= ? AND first + images <= ?"
+                where = (purpose, done[0], sum(done))
+                self._file.execute(f"DELETE FROM sent WHERE question IN (SELECT id {within})", where)
+                self._file.execute(f"DELETE {within}", where)
+            self._note()
 
     def ahead(self, answers: Iterator[T]) -> Iterator[T]:
         """Take what comes in a thread of its own, so that it is kept even while nobody waits for it.
@@ -246,8 +273,15 @@ class Journal:
             )
         return row
 
-    def _sync(self, level: str) -> None:
-        self._file.execute(f"PRAGMA synchronous = {level}")
+    @contextlib.contextmanager
+    def _quickly(self) -> Iterator[None]:
+        """Write what may be lost with the power, though not with this process."""
+        self._file.execute("PRAGMA synchronous = NORMAL")
+        try:
+            with self._transaction():
+                yield
+        finally:
+            self._file.execute("PRAGMA synchronous = FULL")
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -22,7 +22,7 @@ class Found:
     rows: list[Row] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     run: str | None = None  # whose journal it is, if that can be read
-    begun: list[tuple[str, int, int]] = field(default_factory=list)  # purpose, first, images
+    begun: list[tuple[str, int, int]] = field(default_factory=list)  # purpose, first, images of each question
     sessions: list[tuple[float, int, str]] = field(default_factory=list)  # began, replayed, traffic
     traffic: Traffic = field(default_factory=Traffic)
     repaired: bool = False
@@ -67,7 +67,8 @@ def rebuild(path: Path, run: str, found: Found) -> None:
             file.execute("DELETE FROM sessions")
             file.execute("INSERT INTO meta VALUES ('repaired', 'yes')")
             file.executemany(_ADD, map(Row.values, found.rows))
-            file.executemany("INSERT INTO begun (purpose, first, images) VALUES (?, ?, ?)", found.begun)
+            add = "INSERT INTO begun (purpose, first, images, boot) VALUES (?, ?, ?, '')"  # all may be sent
+            file.executemany(add, found.begun)
             add = "INSERT INTO sessions (began, replayed, traffic) VALUES (?, ?, ?)"
             file.executemany(add, found.sessions)
             file.execute("COMMIT")

@@ -61,12 +61,26 @@ class HttpService(ABC):
     ) -> Iterator[tuple[Int64[Tensor, "n"], Float[Tensor, "n k"]]]:
         """Send all requests now; yield (positions, answers) of each as soon as it is answered.
 
+        Raises TargetError, Stopped.
+        """
+        return self.telling(x, lambda places: None)
+
+    def telling(
+        self, x: Float[Tensor, "b c h w"], sending: Callable[[Int64[Tensor, "n"]], None]
+    ) -> Iterator[tuple[Int64[Tensor, "n"], Float[Tensor, "n k"]]]:
+        """Do as `requests`; each request tells its places, in its own thread, before it is sent.
+
         The images are dealt out evenly: no request is left with a single one, whose answer a network
         may round otherwise. Raises TargetError, Stopped.
         """
         images = x.detach().to("cpu", torch.float32).numpy()
         places = np.array_split(np.arange(len(images)), -(-len(images) // self.batch))
-        works = [partial(self._exchange, images[part[0] : part[-1] + 1]) for part in places]
+
+        def work(part: Any, gone: threading.Event) -> Tensor:
+            sending(torch.from_numpy(part))
+            return self._exchange(images[part[0] : part[-1] + 1], gone)
+
+        works = [partial(work, part) for part in places]
         answers = self.transport.each(works)
         return ((torch.from_numpy(places[i]), answer.to(x.device)) for i, answer in answers)
 
