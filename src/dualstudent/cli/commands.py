@@ -164,6 +164,7 @@ def extract_command(args: list[str]) -> int:
                 points=e.points,
                 snapshot_every=e.snapshot_every,
                 tensorboard=e.tensorboard,
+                probe_every=e.probe_every,
                 command=["dualstudent", "extract", *args],
                 progress=following(bars, budget),
                 stop=stop,
@@ -202,6 +203,7 @@ def resume_command(args: list[str]) -> int:
                 form.run,
                 queries=form.queries,
                 place=form.target,
+                probe_every=form.probe_every,
                 progress=following(bars, budget),
                 stop=stop,
             )

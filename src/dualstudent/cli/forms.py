@@ -53,6 +53,9 @@ class Extracted:
     points: int = 20  # evaluations along the run, charged to the audit once
     snapshot_every: float = 20.0  # seconds between snapshots
     tensorboard: bool = False  # write TensorBoard events too
+    probe_every: int | None = (
+        None  # queries between probes for another model (audit); 0: none; default: services
+    )
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class ResumeForm:
 
     run: tyro.conf.Positional[Path]
     queries: Count | None = None  # the larger budget
+    probe_every: int | None = None  # queries between probes for another model; 0: none; default: as before
     target: str | None = None  # where the target lies now, if it has moved
 
 

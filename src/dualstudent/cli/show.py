@@ -136,6 +136,7 @@ def result_table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
         ("unique", lambda r: f"{r['unique']:,}"),
         ("asked again", lambda r: f"{r['bill']['asked_again']:,}"),
         ("audit images", lambda r: f"{r['bill']['audit']:,}"),
+        ("of them probes", lambda r: f"{r['bill'].get('probes', 0):,}"),
         ("target accuracy", lambda r: percent(r["target_accuracy"])),
         ("accuracy", lambda r: percent(r["accuracy"])),
         ("each student", lambda r: " ".join(map(percent, r["accuracy_each"] or [])) or "–"),

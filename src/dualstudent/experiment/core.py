@@ -12,7 +12,7 @@ from torch import Tensor
 from dualstudent import engine, parallel
 from dualstudent.checkpoint import Snapshots
 from dualstudent.data import Images
-from dualstudent.errors import Diverged, Stopped, UserError
+from dualstudent.errors import Diverged, Stopped, TargetError, UserError
 from dualstudent.evaluation import ask, fidelity, fitting, logits
 from dualstudent.experiment import folder as folders
 from dualstudent.experiment.again import (
@@ -27,6 +27,7 @@ from dualstudent.experiment.again import (
     weights_of,
 )
 from dualstudent.experiment.folder import RunFolder
+from dualstudent.experiment.probes import Probes, cadence
 from dualstudent.experiment.recorder import Progress, Recorder
 from dualstudent.experiment.result import compose
 from dualstudent.files import read_json, read_tensors, write_json, write_tensors
@@ -70,6 +71,7 @@ def extract(
     points: int = 20,
     snapshot_every: float = 20.0,
     tensorboard: bool = False,
+    probe_every: int | None = None,
     command: list[str] | None = None,
     progress: Progress = lambda spent, last: None,
     stop: Callable[[], bool] = lambda: False,
@@ -77,7 +79,9 @@ def extract(
     """Extract a target with exactly `queries` images and write the run to `out`.
 
     `labels` "hard" shows the method the target's top class only. `data` are images on which the
-    owner judges the clone: the target's answers on them are charged to the audit, not the attack.
+    owner judges the clone: the target's answers on them are charged to the audit, not the attack. Every
+    `probe_every` queries the same few images are asked again, on the audit's account, to see whether the
+    target is still the same (None: of a service, now and then; 0: never).
     Raises UserError on bad input, before the first query where it can be known; Stopped if `stop`
     says so (see `resume`).
     """
@@ -111,6 +115,7 @@ def extract(
         "ranks": parallel.world(),
         "numerics": asdict(numerics),
         "data_dir": None if data_dir is None else str(Path(data_dir).absolute()),
+        "probe_every": cadence(probe_every, opened.target, queries),
     }
     manifest = folders.describe(
         method,
@@ -128,7 +133,8 @@ def extract(
         run.create(manifest, overwrite=overwrite)
         _keep_start(run, method)
     parallel.meet()
-    return _go(run, manifest, method, opened.target, data, progress, stop)
+    insist = bool(probe_every)
+    return _go(run, manifest, method, opened.target, data, progress, stop, insist=insist)
 
 
 def resume(
@@ -138,13 +144,15 @@ def resume(
     queries: int | None = None,
     data: Images | None = None,
     place: str | None = None,
+    probe_every: int | None = None,
     progress: Progress = lambda spent, last: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Run:
     """Go on with a stopped run; with `queries`, extend a finished one to a larger budget.
 
     The target is opened again as the manifest says, unless given; `place` is where it lies now.
-    Nothing is written before the snapshot is read. Raises UserError, Stopped.
+    `probe_every` replaces the run's, if given. Nothing is written before the snapshot is read. Raises
+    UserError, Stopped.
     """
     run = RunFolder(path)
     manifest = run.manifest()
@@ -172,8 +180,11 @@ def resume(
     if manifest["data"] is not None:
         data = saved_data(manifest, data)
     torch.set_num_threads(manifest["threads"])
+    if probe_every is not None:
+        manifest["probe_every"] = cadence(probe_every, opened.target, manifest["budgets"][-1])
     parallel.meet()  # all have read it
-    return _go(run, manifest, method, opened.target, data, progress, stop)
+    insist = bool(probe_every)
+    return _go(run, manifest, method, opened.target, data, progress, stop, insist=insist)
 
 
 def evaluate(
@@ -214,6 +225,8 @@ def _go(
     data: Images | None,
     progress: Progress,
     stop: Callable[[], bool],
+    *,
+    insist: bool = False,
 ) -> Run:
     device, asked = manifest["device"], facing(target, manifest["labels"])
     first = parallel.rank() == 0  # it alone writes, and judges
@@ -243,15 +256,22 @@ def _go(
         stop=stop,
         board=board,
     )
+    probes = Probes(run, target, audit, manifest.get("probe_every", 0), planned)
     finished = read_json(run.result) if run.result.exists() else {}
 
     def resumed(step: int, state: Any) -> None:
         recorder.rewind(step, state)
+        if not probes.begin(attack.spent, insist=insist):
+            manifest["probe_every"] = 0
         write_json(run.manifest_file, manifest)  # an extension is one once all it builds on was read
 
     def flush() -> None:
         shown.flush()
         recorder.flush()
+
+    def watch(moment: engine.Moment[Any]) -> bool:
+        stops = recorder(moment)
+        return probes(moment.spent) or stops
 
     snapshots.flush = flush
     try:
@@ -265,14 +285,28 @@ def _go(
             numerics=numerics,
             shown=shown,
             snapshots=snapshots,
-            watch=recorder,
+            watch=watch,
             resumed=resumed,
         )
+        if probes.trouble is not None:
+            raise TargetError(probes.trouble)
         figures = None if data is None else recorder.figures(state)
     except Stopped:
         if not finished.get("complete"):  # an extension that is stopped keeps the result that it had
-            values = compose(run, manifest, attack, audit, shown, recorder, planned=planned, figures=None)
-            write_json(run.result, values)
+            values = compose(
+                run,
+                manifest,
+                attack,
+                audit,
+                shown,
+                recorder,
+                planned=planned,
+                figures=None,
+                probes=probes.asked,
+            )
+            write_json(run.result, values | {"complete": False})  # steps that ask nothing may be left
+        if probes.trouble is not None:
+            raise TargetError(probes.trouble) from None
         raise
     except Diverged as error:
         rates = ", ".join("--" + name.replace("_", "-") for name in asdict(method) if "rate" in name)
@@ -281,7 +315,9 @@ def _go(
         if board is not None:
             board.close()
     save_student(run.student, state.clone, spec=asked.spec, seed=manifest["seed"])
-    values = compose(run, manifest, attack, audit, shown, recorder, planned=planned, figures=figures)
+    values = compose(
+        run, manifest, attack, audit, shown, recorder, planned=planned, figures=figures, probes=probes.asked
+    )
     if finished.get("evaluations"):
         values["evaluations"] = finished["evaluations"]
     write_json(run.result, values)

@@ -35,6 +35,7 @@ class RunFolder:
         self.attack = self.path / "attack.account"
         self.audit = self.path / "audit.account"
         self.shown = self.path / "shown.bin"
+        self.probes = self.path / "probes.json"
         self.timing = self.path / "timing.json"
         self.student = self.path / "student"
         self.start = self.path / "start"

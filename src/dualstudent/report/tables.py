@@ -54,6 +54,7 @@ def bill(run: Run) -> list[tuple[str, str]]:
         ("Unique images", count(result.get("unique"))),
         ("Asked again", count(at(result, "bill", "asked_again"))),
         ("Audit images", count(at(result, "bill", "audit"))),
+        ("Probe images", count(at(result, "bill", "probes") or None)),
         ("Wall time", f"{wall} in {sessions} sessions" if sessions > 1 and wall != NONE else wall),
         ("Queries a second", _rate(at(result, "timing", "queries_per_s"))),
     ]
