@@ -15,13 +15,13 @@ import dualstudent as ds
 from dualstudent.cli import main
 from dualstudent.journal import Journal
 from paid_fixture import Gone, Paid, service
-from test_paid import METHOD, some
+from test_paid import METHOD, extract, some
 
 
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
     """A finished run of 80 queries with 30 test images."""
-    return ds.extract(METHOD, service(), queries=80, out=tmp_path / "run", data=some()).path
+    return extract(METHOD, service(), queries=80, out=tmp_path / "run", data=some()).path
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def killed(tmp_path: Path) -> tuple[Path, Paid]:
 
     target.before = die
     with pytest.raises(Gone):
-        ds.extract(METHOD, target, queries=80, out=tmp_path / "run", snapshot_every=0.0)
+        extract(METHOD, target, queries=80, out=tmp_path / "run", snapshot_every=0.0)
     target.before = lambda n: None
     return tmp_path / "run", target
 
@@ -130,7 +130,7 @@ def _cut(run: Path) -> None:
 
 
 def test_what_cannot_be_verified(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    local = ds.extract(METHOD, service(), queries=40, out=tmp_path / "local", journal=False)
+    local = extract(METHOD, service(), queries=40, out=tmp_path / "local", journal=False)
     name = json.loads((finished / "manifest.json").read_text())["journal"]["run"]
     with Journal(finished / "journal.sqlite", name, paid=80):
         assert main(["journal", "verify", str(finished)]) == 2
@@ -179,7 +179,7 @@ def long(tmp_path: Path) -> Iterator[tuple[Path, Paid]]:
 
     target.before = die
     with pytest.raises(Gone):
-        ds.extract(METHOD, target, queries=2000, out=tmp_path / "run", snapshot_every=0.0, points=1)
+        extract(METHOD, target, queries=2000, out=tmp_path / "run", snapshot_every=0.0, points=1)
     target.before = lambda n: None
     return tmp_path / "run", target  # type: ignore[return-value]
 
@@ -225,5 +225,5 @@ def test_a_lost_journal_can_be_given_up(
     assert main(["journal", "repair", str(run)]) == 0
     done = ds.resume(run, target)
     assert done.result["bill"]["asked_again"] == 40
-    quiet = ds.extract(METHOD, service(), queries=80, out=run.parent / "quiet")
+    quiet = extract(METHOD, service(), queries=80, out=run.parent / "quiet")
     assert torch.equal(*(r.clone(some().pixels()[:2].float()) for r in (done, quiet)))

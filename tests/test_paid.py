@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from dualstudent.oracle import Oracle
 from paid_fixture import Gone, Paid, service
 from test_kill import outcome
 
+extract = partial(ds.extract, probe_every=0)  # probes are asked anew in each session
 METHOD = ds.DualStudent(batch=8, width=4, noise_size=8)
 BUDGET = 120
 
@@ -196,7 +198,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     found = {}
     for labels in ("soft", "hard"):
         out = tmp_path_factory.mktemp("quiet") / labels
-        run = ds.extract(METHOD, service(), queries=BUDGET, out=out, labels=labels, data=some())
+        run = extract(METHOD, service(), queries=BUDGET, out=out, labels=labels, data=some())
         assert (run.result["bill"]["asked"], run.result["bill"]["asked_again"]) == (BUDGET, 0)
         assert run.result["bill"]["audit"] == 30
         found[labels] = outcome(out)
@@ -218,7 +220,7 @@ def test_killed_many_times_it_ends_the_same(labels: Any, quiet: dict[str, Any], 
         try:
             if kills == 0:
                 options: dict[str, Any] = {"labels": labels, "data": some(), "snapshot_every": 0.0}
-                ds.extract(METHOD, target, queries=BUDGET, out=out, **options)
+                extract(METHOD, target, queries=BUDGET, out=out, **options)
             else:
                 ds.resume(out, target, data=some())
         except Gone:
@@ -239,7 +241,7 @@ def test_killed_many_times_it_ends_the_same(labels: Any, quiet: dict[str, Any], 
 @pytest.mark.parametrize("price", [-1.0, float("nan"), float("inf")])
 def test_prices_that_are_none(price: float, tmp_path: Path) -> None:
     with pytest.raises(ds.UserError, match="--price"):
-        ds.extract(METHOD, service(), queries=40, out=tmp_path / "r", price=price)
+        extract(METHOD, service(), queries=40, out=tmp_path / "r", price=price)
 
 
 def test_journal_is_for_services_unless_told(tmp_path: Path) -> None:
@@ -250,7 +252,7 @@ def test_journal_is_for_services_unless_told(tmp_path: Path) -> None:
         ("c", service(), None, True),
         ("d", service(), False, False),
     ):
-        run = ds.extract(METHOD, target, queries=40, out=tmp_path / name, journal=wish)
+        run = extract(METHOD, target, queries=40, out=tmp_path / name, journal=wish)
         manifest = json.loads((run.path / "manifest.json").read_text())
         assert (manifest["journal"] is not None) == (run.path / "journal.sqlite").exists() == kept
         bill = run.result["bill"]
@@ -261,7 +263,7 @@ def test_journal_is_for_services_unless_told(tmp_path: Path) -> None:
 
 def test_extended_judged_and_taken_up_again(tmp_path: Path) -> None:
     target = service()
-    run = ds.extract(METHOD, target, queries=40, out=tmp_path / "r", price=1.5)
+    run = extract(METHOD, target, queries=40, out=tmp_path / "r", price=1.5)
     assert target.seen == 40
     assert run.result["bill"]["price"] == 0.06
     ds.evaluate(run.path, some(), target)
@@ -279,7 +281,7 @@ class TestRefused:
     @pytest.fixture
     def stopped(self, tmp_path: Path) -> Path:
         with pytest.raises(ds.Stopped):
-            ds.extract(METHOD, service(), queries=400, out=tmp_path / "r", stop=lambda: True)
+            extract(METHOD, service(), queries=400, out=tmp_path / "r", stop=lambda: True)
         return tmp_path / "r"
 
     def refuse(self, run: Path, words: str) -> None:
@@ -295,7 +297,7 @@ class TestRefused:
         self.refuse(stopped, "journal.sqlite is missing, and 40 images are paid")
 
     def test_with_another_runs_journal(self, stopped: Path, tmp_path: Path) -> None:
-        other = ds.extract(METHOD, service(), queries=40, out=tmp_path / "other")
+        other = extract(METHOD, service(), queries=40, out=tmp_path / "other")
         shutil.copyfile(other.path / "journal.sqlite", stopped / "journal.sqlite")
         self.refuse(stopped, "another run's journal")
 
@@ -308,5 +310,5 @@ class TestRefused:
     def test_with_several_ranks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(parallel, "world", lambda: 2)
         with pytest.raises(ds.UserError, match="one process, here are 2 ranks: start without torchrun"):
-            ds.extract(METHOD, service(), queries=400, out=tmp_path / "r")
+            extract(METHOD, service(), queries=400, out=tmp_path / "r")
         assert not (tmp_path / "r").exists()

@@ -35,7 +35,18 @@ class Extraction:
     def __init__(self, out: Path, url: str, queries: int) -> None:
         self.out, self.process = out, None
         words = ["extract", "dual-student", "--target", url, "--queries", str(queries), "--out", str(out)]
-        plain = ["--data", "none", "--points", "4", "--threads", "1", "--snapshot-every", "0.5"]
+        plain = [
+            "--data",
+            "none",
+            "--points",
+            "4",
+            "--threads",
+            "1",
+            "--snapshot-every",
+            "0.5",
+            "--probe-every",
+            "0",
+        ]
         self.first = [*TOOL, *words, *plain, *RECIPE, *SERVICE]
         self.process: subprocess.Popen[str] | None = None
 

@@ -166,6 +166,7 @@ def extract_command(args: list[str]) -> int:
                 tensorboard=e.tensorboard,
                 journal=e.journal if {"--journal", "--no-journal"} & set(args) else None,
                 price=e.price,
+                probe_every=e.probe_every,
                 command=["dualstudent", "extract", *args],
                 progress=following(bars, budget),
                 stop=stop,
@@ -204,6 +205,7 @@ def resume_command(args: list[str]) -> int:
                 form.run,
                 queries=form.queries,
                 place=form.target,
+                probe_every=form.probe_every,
                 progress=following(bars, budget),
                 stop=stop,
             )

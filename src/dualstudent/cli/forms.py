@@ -55,6 +55,9 @@ class Extracted:
     tensorboard: bool = False  # write TensorBoard events too
     journal: bool = False  # keep each answer on disk before it is learnt; default: for services only
     price: float | None = None  # of 1,000 images, for the bill
+    probe_every: int | None = (
+        None  # queries between probes for another model (audit); 0: none; default: services
+    )
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class ResumeForm:
 
     run: tyro.conf.Positional[Path]
     queries: Count | None = None  # the larger budget
+    probe_every: int | None = None  # queries between probes for another model; 0: none; default: as before
     target: str | None = None  # where the target lies now, if it has moved
 
 

@@ -137,6 +137,7 @@ def result_table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
         ("unique", lambda r: f"{r['unique']:,}"),
         ("asked again", lambda r: f"{r['bill']['asked_again']:,}"),
         ("audit images", lambda r: f"{r['bill']['audit']:,}"),
+        ("of them probes", lambda r: f"{r['bill'].get('probes', 0):,}"),
         *(
             (title, partial(_billed, name))
             for title, name in SERVICE

@@ -15,7 +15,7 @@ from dualstudent import engine, parallel
 from dualstudent.checkpoint import Snapshots
 from dualstudent.data import Images
 from dualstudent.defences import bare
-from dualstudent.errors import Diverged, Stopped, UserError
+from dualstudent.errors import Diverged, Stopped, TargetError, UserError
 from dualstudent.evaluation import ask, fidelity, fitting, logits
 from dualstudent.experiment import folder as folders
 from dualstudent.experiment.again import (
@@ -31,6 +31,7 @@ from dualstudent.experiment.again import (
 )
 from dualstudent.experiment.folder import RunFolder
 from dualstudent.experiment.paying import Purse, journal_for, purse, service
+from dualstudent.experiment.probes import Probes, cadence
 from dualstudent.experiment.recorder import Progress, Recorder
 from dualstudent.experiment.result import compose
 from dualstudent.files import read_json, read_tensors, write_json, write_tensors
@@ -76,6 +77,7 @@ def extract(
     tensorboard: bool = False,
     journal: bool | None = None,
     price: float | None = None,
+    probe_every: int | None = None,
     command: list[str] | None = None,
     progress: Progress = lambda spent, last: None,
     stop: Callable[[], bool] = lambda: False,
@@ -83,9 +85,11 @@ def extract(
     """Extract a target with exactly `queries` images and write the run to `out`.
 
     `labels` "hard" shows the method the target's top class only. `data` are images on which the
-    owner judges the clone: the target's answers on them are charged to the audit, not the attack.
-    `journal` says whether each answer is kept on disk before it is learnt, so that none is paid twice;
-    without a wish, those of a service are. `price` of 1,000 images is told in the bill.
+    owner judges the clone: the target's answers on them are charged to the audit, not the attack. Every
+    `probe_every` queries the same few images are asked again, on the audit's account, to see whether the
+    target is still the same (None: of a service, now and then; 0: never). `journal` says whether each
+    answer is kept on disk before it is learnt, so that none is paid twice (None: a service's are).
+    `price` of 1,000 images is told in the bill.
     Raises UserError on bad input, before the first query where it can be known; Stopped if `stop`
     says so (see `resume`).
     """
@@ -125,6 +129,7 @@ def extract(
         "data_dir": None if data_dir is None else str(Path(data_dir).absolute()),
         "journal": journal_for(asked, journal),
         "price": price,
+        "probe_every": cadence(probe_every, opened.target, queries),
     }
     manifest = folders.describe(
         method,
@@ -143,7 +148,7 @@ def extract(
         _keep_start(run, method)
     parallel.meet()
     with purse(run, manifest, opened.target) as paid:
-        return _go(run, manifest, method, opened.target, data, progress, stop, paid)
+        return _go(run, manifest, method, opened.target, data, progress, stop, paid, insist=bool(probe_every))
 
 
 def resume(
@@ -153,13 +158,15 @@ def resume(
     queries: int | None = None,
     data: Images | None = None,
     place: str | None = None,
+    probe_every: int | None = None,
     progress: Progress = lambda spent, last: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Run:
     """Go on with a stopped run; with `queries`, extend a finished one to a larger budget.
 
     The target is opened again as the manifest says, unless given; `place` is where it lies now.
-    Nothing is written before the snapshot is read. Raises UserError, Stopped.
+    `probe_every` replaces the run's, if given. Nothing is written before the snapshot is read. Raises
+    UserError, Stopped.
     """
     run = RunFolder(path)
     manifest = run.manifest()
@@ -187,9 +194,11 @@ def resume(
     if manifest["data"] is not None:
         data = saved_data(manifest, data)
     torch.set_num_threads(manifest["threads"])
+    if probe_every is not None:
+        manifest["probe_every"] = cadence(probe_every, opened.target, manifest["budgets"][-1])
     parallel.meet()  # all have read it
     with purse(run, manifest, opened.target) as paid:
-        return _go(run, manifest, method, opened.target, data, progress, stop, paid)
+        return _go(run, manifest, method, opened.target, data, progress, stop, paid, insist=bool(probe_every))
 
 
 def evaluate(
@@ -233,6 +242,8 @@ def _go(
     progress: Progress,
     stop: Callable[[], bool],
     paid: Purse,
+    *,
+    insist: bool = False,
 ) -> Run:
     device, asked = manifest["device"], facing(target, manifest["labels"])
     first = parallel.rank() == 0  # it alone writes, and judges
@@ -265,15 +276,22 @@ def _go(
         stop=stop,
         board=board,
     )
+    probes = Probes(run, target, audit, manifest.get("probe_every", 0), planned)
     finished = read_json(run.result) if run.result.exists() else {}
 
     def resumed(step: int, state: Any) -> None:
         recorder.rewind(step, state)
+        if not probes.begin(attack.spent, insist=insist):
+            manifest["probe_every"] = 0
         write_json(run.manifest_file, manifest)  # an extension is one once all it builds on was read
 
     def flush() -> None:
         shown.flush()
         recorder.flush()
+
+    def watch(moment: engine.Moment[Any]) -> bool:
+        stops = recorder(moment)
+        return probes(moment.spent) or stops
 
     snapshots.flush = flush
     try:
@@ -287,15 +305,19 @@ def _go(
             numerics=numerics,
             shown=shown,
             snapshots=snapshots,
-            watch=recorder,
+            watch=watch,
             resumed=resumed,
             desk=paid.attack(asked),
         )
+        if probes.trouble is not None:
+            raise TargetError(probes.trouble)
         figures = None if data is None else recorder.figures(state)
     except Stopped:
         if not finished.get("complete"):  # an extension that is stopped keeps the result that it had
-            values = outcome(recorder, figures=None)
-            write_json(run.result, values)
+            values = outcome(recorder, figures=None, probes=probes.asked)
+            write_json(run.result, values | {"complete": False})  # steps that ask nothing may be left
+        if probes.trouble is not None:
+            raise TargetError(probes.trouble) from None
         raise
     except Diverged as error:
         rates = ", ".join("--" + name.replace("_", "-") for name in asdict(method) if "rate" in name)
@@ -304,7 +326,7 @@ def _go(
         if board is not None:
             board.close()
     save_student(run.student, state.clone, spec=asked.spec, seed=manifest["seed"])
-    values = outcome(recorder, figures=figures)
+    values = outcome(recorder, figures=figures, probes=probes.asked)
     if finished.get("evaluations"):
         values["evaluations"] = finished["evaluations"]
     write_json(run.result, values)

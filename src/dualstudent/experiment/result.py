@@ -36,6 +36,7 @@ def compose(
     planned: int,
     figures: dict[str, Any] | None,
     journal: Journal | None = None,
+    probes: int = 0,
 ) -> dict[str, Any]:
     """Return result.json. All but `timing` and `bill` depends on recipe, seed and target alone."""
     curve = read_curve(run)
@@ -63,7 +64,7 @@ def compose(
             "queries_per_s": round(attack.spent / max(recorder.wall, 1e-9), 1),
             "sessions": recorder.sessions,
         },
-        "bill": bill(manifest, attack, audit, shown.unique, journal),
+        "bill": bill(manifest, attack, audit, shown.unique, journal) | {"probes": probes},
     }
 
 
@@ -130,6 +131,10 @@ def _flags(
         ),
         ("selection", True, "the final model, never chosen on test images"),
     ]
+    if manifest.get("probe_every"):
+        flags.append(
+            ("same target", True, f"asked every {manifest['probe_every']:,} queries, it answered alike")
+        )
     if len(manifest["budgets"]) > 1:
         before = ", ".join(f"{budget:,}" for budget in manifest["budgets"][:-1])
         flags.append(("extended", False, f"planned for {before} queries first, then extended"))

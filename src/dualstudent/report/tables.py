@@ -55,6 +55,7 @@ def bill(run: Run) -> list[tuple[str, str]]:
         ("Charged", _unless(count(at(result, "bill", "asked")), count(run.spent))),
         ("Asked again", count(at(result, "bill", "asked_again"))),
         ("Audit images", count(at(result, "bill", "audit"))),
+        ("Probe images", count(at(result, "bill", "probes") or None)),
         *_service(at(result, "bill")),
         ("Wall time", f"{wall} in {sessions} sessions" if sessions > 1 and wall != NONE else wall),
         ("Queries a second", _rate(at(result, "timing", "queries_per_s"))),

@@ -58,6 +58,9 @@ MEANINGS: dict[str, str] = {
     "Audit images": (
         "Test images shown to the target to judge the clone: the owner's cost, never part of the attack."
     ),
+    "Probe images": (
+        "Of the audit images, those asked again along the run to see whether the target is still the same."
+    ),
     "Answers by class": (
         "How often the target named each class over all queries; one dominant class means a collapsed "
         "generator."
