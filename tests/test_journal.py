@@ -327,3 +327,24 @@ def test_a_small_file_system_that_is_full(tmp_path: Path) -> None:
     assert len(kept) > 10
     with Journal(large / "journal.sqlite", "a", paid=1) as journal:
         assert sorted(journal.held(ATTACK, 0, 100_000)) == list(range(64 * len(kept)))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+def test_a_place_that_became_read_only(tmp_path: Path) -> None:
+    """Nothing can be kept there, so nothing is asked; what is there can be copied and read."""
+    place, copy = tmp_path / "place", tmp_path / "copy"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(place)]).returncode:
+        pytest.skip("this machine mounts nothing")
+    try:
+        with Journal(place / "journal.sqlite", "a") as journal:
+            keep(journal, 0, 8)
+        subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+        with pytest.raises(ds.UserError, match="cannot be written") as caught:
+            Journal(place / "journal.sqlite", "a", paid=8)
+        assert "\n" not in str(caught.value)
+        shutil.copytree(place, copy)
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+    with Journal(copy / "journal.sqlite", "a", paid=8) as journal:
+        assert journal.count(ATTACK) == 8

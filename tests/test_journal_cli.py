@@ -129,6 +129,32 @@ def _cut(run: Path) -> None:
     (run / "journal.sqlite").write_bytes(raw[: len(raw) - 4096])
 
 
+@pytest.mark.parametrize(("flags", "kept"), [([], False), (["--journal"], True), (["--no-journal"], False)])
+def test_the_flags_are_in_the_manifest(
+    flags: list[str], kept: bool, digits_target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["extract", "dual-student", "--target", str(digits_target), "--queries", "40", "--batch", "8"]
+    more = ["--width", "4", "--noise-size", "8", "--data", "none", "--price", "2"]
+    assert main([*words, *more, "--out", str(tmp_path / "run"), *flags]) == 0
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert (manifest["journal"] is not None) == kept
+    assert (tmp_path / "run" / "journal.sqlite").exists() == kept
+    assert "0.08" in Said(capsys).out.split("price")[1].splitlines()[0]
+    assert main(["journal", "verify", str(tmp_path / "run")]) == (0 if kept else 2)
+
+
+def test_another_process_at_work_is_left_alone(
+    killed: tuple[Path, Paid], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, target = killed
+    name = json.loads((run / "manifest.json").read_text())["journal"]["run"]
+    seen = target.seen
+    words = "another process is using it"
+    with Journal(run / "journal.sqlite", name, paid=80), pytest.raises(ds.UserError, match=words):
+        ds.resume(run, target)
+    assert target.seen == seen
+
+
 def test_what_cannot_be_verified(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     local = extract(METHOD, service(), queries=40, out=tmp_path / "local", journal=False)
     name = json.loads((finished / "manifest.json").read_text())["journal"]["run"]

@@ -137,6 +137,7 @@ def disturbed(
         if turn % 2:
             server.kill()
             time.sleep(dice.uniform(0, 0.3))
+            server.script["share"]["seed"] += 1  # its next life has other faults
             server.start()
             kills["server"] += 1
             continue

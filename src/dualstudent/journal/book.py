@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sqlite3
 import threading
 import time
@@ -64,6 +65,8 @@ class Journal:
                 f"{path} is {state}, and {paid} images are paid: put it back from a copy,"
                 " or begin anew with 'extract … --overwrite'"
             )
+        if any(place.exists() and not os.access(place, os.W_OK) for place in (path, path.parent)):
+            raise UserError(f"the journal {path}: {REASONS['SQLITE_READONLY']}")
         self._file = connect(path)
         try:
             with self._saying():
