@@ -84,9 +84,13 @@ def reopen(manifest: dict[str, Any], place: str | None = None) -> Opened:
     if about["reference"] is None and place is None:
         raise UserError("the run's target was a Python object: resume it from Python and give the target")
     options = dict(about["options"] or {})
-    for name in ("shape", "bounds"):
-        options[name] = None if options.get(name) is None else tuple(options[name])
-    return open_target(place or about["reference"], TargetOptions(**options), device=manifest["device"])
+    try:
+        for name in ("shape", "bounds"):
+            options[name] = None if options.get(name) is None else tuple(options[name])
+        known = TargetOptions(**options)
+    except TypeError as error:
+        raise UserError(f"the manifest holds no options of a target: {error}") from error
+    return open_target(place or about["reference"], known, device=choose_device(manifest["device"]))
 
 
 def saved_data(manifest: dict[str, Any], data: Images | None = None) -> Images:
