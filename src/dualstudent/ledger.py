@@ -1,6 +1,7 @@
 """Who pays: images charged before they are shown, and a record of what was shown."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,21 @@ class Account:
     `spent` counts the images in the history of the present state; `asked` counts every image ever
     charged, steps replayed after a crash included. With a file, `asked` is on disk before anything
     is asked. Without `writes` the file is only read, at the start: one rank of several keeps it.
-    Raises UserError on an unreadable file.
+    `held` tells how many answers a journal holds beyond so many spent. Raises UserError on an
+    unreadable file.
     """
 
     def __init__(
-        self, purpose: str, limit: int | None = None, path: Path | None = None, *, writes: bool = True
+        self,
+        purpose: str,
+        limit: int | None = None,
+        path: Path | None = None,
+        *,
+        writes: bool = True,
+        held: Callable[[int], int] = lambda spent: 0,
     ) -> None:
         self.purpose, self.limit, self.spent, self.asked = purpose, limit, 0, 0
+        self._held = held
         self._path = path if writes else None
         if path is not None and path.exists():
             whole, self.asked = _last_count(path)
@@ -38,18 +47,26 @@ class Account:
         """Images charged that are not part of the present history: steps lost and replayed."""
         return self.asked - self.spent
 
-    def charge(self, images: int) -> None:
-        """Add images to the bill, durably, before they are shown. Raises Overdraft, UserError."""
-        if images < 0:
-            raise UserError(f"cannot charge {images} images")
+    @property
+    def lost(self) -> int:
+        """Images charged whose answers neither the present history nor a journal holds."""
+        return self.asked_again - self._held(self.spent)
+
+    def charge(self, images: int, held: int = 0) -> None:
+        """Add images to the bill, durably, before they are shown; `held` of them are paid already.
+
+        Raises Overdraft, UserError.
+        """
+        if not 0 <= held <= images:
+            raise UserError(f"cannot charge {images} images of which {held} are paid")
         if self.limit is not None and self.spent + images > self.limit:
             raise Overdraft(
                 f"{self.purpose}: {images} images more than the {self.spent} spent"
                 f" would pass the limit of {self.limit}"
             )
-        if self._path is not None:
-            _write_durably(self._path, b"%d\n" % (self.asked + images))
-        self.asked += images
+        if self._path is not None and not 0 < held == images:
+            _write_durably(self._path, b"%d\n" % (self.asked + images - held))
+        self.asked += images - held
         self.spent += images
 
     def rewind(self, spent: int) -> None:
@@ -129,6 +146,11 @@ class Shown:
         """Number of different images shown."""
         self.flush()
         return len(np.unique(self._kept["digest"]))
+
+    def kept(self) -> tuple[list[int], int]:
+        """Return the class answered to each image, in order, and how many different images they were."""
+        self.flush()
+        return self._kept["label"].tolist(), self.unique
 
     def histogram(self) -> dict[int, int]:
         """Return how often each class was answered; classes never answered are left out."""

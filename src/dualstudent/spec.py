@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -150,6 +150,16 @@ class Service(Target, Protocol):
         """Yield (positions in the batch, answers on the simplex) of each request as soon as it is answered,
         in whatever order.
         """
+
+
+@runtime_checkable
+class Telling(Service, Protocol):
+    """A service that tells what it is about to send: after a crash the bill knows what never was."""
+
+    def telling(
+        self, x: Float[Tensor, "b c h w"], sending: Callable[[Int64[Tensor, "n"]], None]
+    ) -> Iterator[tuple[Int64[Tensor, "n"], Float[Tensor, "n k"]]]:
+        """Do as `requests`, and call `sending(positions)` before each request is sent, in any thread."""
 
 
 def parse_count(text: str) -> int:

@@ -164,6 +164,8 @@ def extract_command(args: list[str]) -> int:
                 points=e.points,
                 snapshot_every=e.snapshot_every,
                 tensorboard=e.tensorboard,
+                journal=e.journal if {"--journal", "--no-journal"} & set(args) else None,
+                price=e.price,
                 probe_every=e.probe_every,
                 command=["dualstudent", "extract", *args],
                 progress=following(bars, budget),
@@ -234,6 +236,13 @@ def transfer_command(args: list[str]) -> int:
     return attack(parse(forms.TransferForm, args, "transfer", "Attack a run's target with its clone."))
 
 
+def journal_command(args: list[str]) -> int:
+    """dualstudent journal verify|export|repair."""
+    from dualstudent.cli.journalling import journal
+
+    return journal(args)
+
+
 def report_command(args: list[str]) -> int:
     """dualstudent report."""
     from dualstudent.report import render
@@ -251,6 +260,13 @@ def sweep_command(args: list[str]) -> int:
     from dualstudent.cli.sweeping import run_sweep
 
     return run_sweep(parse(forms.SweepForm, args, "sweep", "Do many runs that one file describes."))
+
+
+def serve_command(args: list[str]) -> int:
+    """dualstudent serve."""
+    from dualstudent.cli.serving import start
+
+    return start(parse(forms.ServeForm, args, "serve", "Offer a target over HTTP (Open Inference Protocol)."))
 
 
 def export_command(args: list[str]) -> int:

@@ -53,6 +53,8 @@ class Extracted:
     points: int = 20  # evaluations along the run, charged to the audit once
     snapshot_every: float = 20.0  # seconds between snapshots
     tensorboard: bool = False  # write TensorBoard events too
+    journal: bool = False  # keep each answer on disk before it is learnt; default: for services only
+    price: float | None = None  # of 1,000 images, for the bill
     probe_every: int | None = (
         None  # queries between probes for another model (audit); 0: none; default: services
     )
@@ -187,3 +189,20 @@ class SweepForm:
     jobs: int | None = None  # runs at once; default: one a core
     slurm: str | None = None  # submit to Slurm instead: partition=gpu,timeout_min=600
     dry_run: bool = False  # say what there is to do, and do nothing
+
+
+@dataclass(frozen=True)
+class ServeForm:
+    """Offer a target over the Open Inference Protocol v2, with a count of its images."""
+
+    target: tyro.conf.Positional[str]
+    host: str = "127.0.0.1"  # address to listen at; others than this machine's own let strangers ask
+    port: int = 8000  # 0: any that is free, and printed
+    name: str = "target"  # of the model
+    labels: Labels = "soft"  # what it reveals: probabilities, or with hard the top class only
+    datatype: Literal["FP32", "FP16", "UINT8"] = "FP32"  # of its input
+    delay: float = 0.0  # seconds that every answer takes at least
+    log: Path | None = None  # file that gets a line of JSON an answer
+    token_needed: str | None = None  # environment variable with the bearer token that callers must send
+    access: TargetOptions = field(default_factory=TargetOptions)
+    machine: Machine = field(default_factory=Machine)

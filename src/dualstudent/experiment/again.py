@@ -52,7 +52,8 @@ def same_target(opened: Opened, manifest: dict[str, Any]) -> None:
         sums = [(sorted(about["files"].values()), sorted(opened.files.values()))]
     known = [(before, after) for before, after in sums if before is not None and after is not None]
     if known and known[0][0] != known[0][1]:
-        raise UserError(f"{opened.name} holds another target than the run began with (other weights)")
+        what = "weights" if opened.service is None else "metadata, version or template"
+        raise UserError(f"{opened.name} holds another target than the run began with (other {what})")
 
 
 def same_outside(method: Method[Any], manifest: dict[str, Any]) -> None:
@@ -83,14 +84,9 @@ def reopen(manifest: dict[str, Any], place: str | None = None) -> Opened:
     about = manifest["target"]
     if about["reference"] is None and place is None:
         raise UserError("the run's target was a Python object: resume it from Python and give the target")
-    options = dict(about["options"] or {})
-    try:
-        for name in ("shape", "bounds"):
-            options[name] = None if options.get(name) is None else tuple(options[name])
-        known = TargetOptions(**options)
-    except TypeError as error:
-        raise UserError(f"the manifest holds no options of a target: {error}") from error
-    return open_target(place or about["reference"], known, device=choose_device(manifest["device"]))
+    options = TargetOptions.from_json(about["options"] or {})
+    device = choose_device(manifest["device"])
+    return open_target(place or about["reference"], options, device=device)
 
 
 def saved_data(manifest: dict[str, Any], data: Images | None = None) -> Images:

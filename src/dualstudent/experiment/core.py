@@ -1,8 +1,10 @@
 """extract, resume, evaluate: a run from its first query to its result."""
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor
 from dualstudent import engine, parallel
 from dualstudent.checkpoint import Snapshots
 from dualstudent.data import Images
+from dualstudent.defences import bare
 from dualstudent.errors import Diverged, Stopped, TargetError, UserError
 from dualstudent.evaluation import ask, fidelity, fitting, logits
 from dualstudent.experiment import folder as folders
@@ -27,6 +30,7 @@ from dualstudent.experiment.again import (
     weights_of,
 )
 from dualstudent.experiment.folder import RunFolder
+from dualstudent.experiment.paying import Purse, journal_for, purse, service
 from dualstudent.experiment.probes import Probes, cadence
 from dualstudent.experiment.recorder import Progress, Recorder
 from dualstudent.experiment.result import compose
@@ -71,6 +75,8 @@ def extract(
     points: int = 20,
     snapshot_every: float = 20.0,
     tensorboard: bool = False,
+    journal: bool | None = None,
+    price: float | None = None,
     probe_every: int | None = None,
     command: list[str] | None = None,
     progress: Progress = lambda spent, last: None,
@@ -81,7 +87,9 @@ def extract(
     `labels` "hard" shows the method the target's top class only. `data` are images on which the
     owner judges the clone: the target's answers on them are charged to the audit, not the attack. Every
     `probe_every` queries the same few images are asked again, on the audit's account, to see whether the
-    target is still the same (None: of a service, now and then; 0: never).
+    target is still the same (None: of a service, now and then; 0: never). `journal` says whether each
+    answer is kept on disk before it is learnt, so that none is paid twice (None: a service's are).
+    `price` of 1,000 images is told in the bill.
     Raises UserError on bad input, before the first query where it can be known; Stopped if `stop`
     says so (see `resume`).
     """
@@ -93,6 +101,8 @@ def extract(
     engine.plan(method, [queries])
     if points < 1:
         raise UserError(f"--points {points}: at least 1")
+    if price is not None and not 0 <= price < math.inf:
+        raise UserError(f"--price {price}: of 1,000 images, 0 or more")
     if not snapshot_every >= 0:
         raise UserError(f"--snapshot-every {snapshot_every}: seconds, 0 or more")
     if data is not None:
@@ -106,6 +116,8 @@ def extract(
     method.init(asked.spec)  # a bad architecture or shape ends here, before anything is written
     about: dict[str, Any] = {"reference": opened.reference, "name": opened.name, "sha256": opened.sha256}
     about |= {"files": opened.files, "weights": weights_of(opened.target)}
+    if opened.service is not None:
+        about["service"] = opened.service
     about |= {"options": _plain(target_options), "spec": asked.spec.to_json()}
     options = {
         "points": points,
@@ -115,6 +127,8 @@ def extract(
         "ranks": parallel.world(),
         "numerics": asdict(numerics),
         "data_dir": None if data_dir is None else str(Path(data_dir).absolute()),
+        "journal": journal_for(asked, journal),
+        "price": price,
         "probe_every": cadence(probe_every, opened.target, queries),
     }
     manifest = folders.describe(
@@ -133,8 +147,8 @@ def extract(
         run.create(manifest, overwrite=overwrite)
         _keep_start(run, method)
     parallel.meet()
-    insist = bool(probe_every)
-    return _go(run, manifest, method, opened.target, data, progress, stop, insist=insist)
+    with purse(run, manifest, opened.target) as paid:
+        return _go(run, manifest, method, opened.target, data, progress, stop, paid, insist=bool(probe_every))
 
 
 def resume(
@@ -186,8 +200,8 @@ def resume(
     if probe_every is not None:
         manifest["probe_every"] = cadence(probe_every, opened.target, manifest["budgets"][-1])
     parallel.meet()  # all have read it
-    insist = bool(probe_every)
-    return _go(run, manifest, method, opened.target, data, progress, stop, insist=insist)
+    with purse(run, manifest, opened.target) as paid:
+        return _go(run, manifest, method, opened.target, data, progress, stop, paid, insist=bool(probe_every))
 
 
 def evaluate(
@@ -205,8 +219,11 @@ def evaluate(
         same_target(opened, manifest)
     target = opened.target
     fitting(data, target.spec)
-    account = Account("audit", path=run.audit)
-    answers = _answers(run, target, data, account)
+    with purse(run, manifest, target) as paid:
+        account = Account("audit", path=run.audit)
+        answers = _answers(run, target, data, account, paid)
+        images = result["bill"].get("asked", 0) + account.asked
+        result["bill"] |= {"audit": account.asked} | service(manifest, images, paid.journal)
     clone = load_student(run.path)
     each = logits(clone, data, target.spec)
     figures = fidelity(each, answers, data, access=target.spec.access, ids=clone.ids)
@@ -216,7 +233,6 @@ def evaluate(
     result["evaluations"] = [*others, about | figures]
     if result["accuracy"] is None:  # the run itself had no test images
         result |= figures
-    result["bill"]["audit"] = account.asked
     write_json(run.result, result)
     return about | figures
 
@@ -229,12 +245,15 @@ def _go(
     data: Images | None,
     progress: Progress,
     stop: Callable[[], bool],
+    paid: Purse,
     *,
     insist: bool = False,
 ) -> Run:
     device, asked = manifest["device"], facing(target, manifest["labels"])
     first = parallel.rank() == 0  # it alone writes, and judges
-    attack = Account("attack", manifest["budgets"][-1], run.attack, writes=first)
+    if (heed := getattr(bare(target), "heed", None)) is not None:
+        heed(stop)
+    attack = Account("attack", manifest["budgets"][-1], run.attack, writes=first, held=paid.held)
     shown = Shown(run.shown, writes=first)
     snapshots = Snapshots(run.snapshot, folders.identity(manifest), manifest["snapshot_every"])
     if not first:
@@ -242,11 +261,12 @@ def _go(
         return Run(run.path)
     audit = Account("audit", path=run.audit)
     data = None if data is None else data.to(device)
-    answers = None if data is None else _answers(run, target, data, audit).to(device)
+    answers = None if data is None else _answers(run, target, data, audit, paid).to(device)
     board = _board(run.path) if manifest["tensorboard"] else None
     numerics = Numerics(**manifest.get("numerics", {}))
     phases = engine.plan(method, manifest["budgets"])
     planned = sum(phase.steps * phase.cost for phase in phases)
+    outcome = partial(compose, run, manifest, attack, audit, shown, planned=planned, journal=paid.journal)
     recorder = Recorder(
         run,
         asked.spec,
@@ -291,23 +311,14 @@ def _go(
             snapshots=snapshots,
             watch=watch,
             resumed=resumed,
+            desk=paid.attack(asked),
         )
         if probes.trouble is not None:
             raise TargetError(probes.trouble)
         figures = None if data is None else recorder.figures(state)
     except Stopped:
         if not finished.get("complete"):  # an extension that is stopped keeps the result that it had
-            values = compose(
-                run,
-                manifest,
-                attack,
-                audit,
-                shown,
-                recorder,
-                planned=planned,
-                figures=None,
-                probes=probes.asked,
-            )
+            values = outcome(recorder, figures=None, probes=probes.asked)
             write_json(run.result, values | {"complete": False})  # steps that ask nothing may be left
         if probes.trouble is not None:
             raise TargetError(probes.trouble) from None
@@ -319,9 +330,7 @@ def _go(
         if board is not None:
             board.close()
     save_student(run.student, state.clone, spec=asked.spec, seed=manifest["seed"])
-    values = compose(
-        run, manifest, attack, audit, shown, recorder, planned=planned, figures=figures, probes=probes.asked
-    )
+    values = outcome(recorder, figures=figures, probes=probes.asked)
     if finished.get("evaluations"):
         values["evaluations"] = finished["evaluations"]
     write_json(run.result, values)
@@ -354,7 +363,7 @@ def _follow(
     parallel.meet()
 
 
-def _answers(run: RunFolder, target: Target, data: Images, account: Account) -> Tensor:
+def _answers(run: RunFolder, target: Target, data: Images, account: Account, paid: Purse) -> Tensor:
     """Return the target's answers on test images, asked once in the life of a run."""
     path = run.answers / f"{data.digest()[:16]}.safetensors"
     if path.exists():
@@ -362,7 +371,7 @@ def _answers(run: RunFolder, target: Target, data: Images, account: Account) -> 
             return read_tensors(path)["answers"]
         except (UserError, KeyError) as error:
             raise UserError(f"{path} is damaged: delete it, and the target is asked again (audit)") from error
-    answers = ask(target, data, account).cpu()
+    answers = ask(target, data, account, paid.audit(data)).cpu()
     write_tensors(path, {"answers": answers})
     return answers
 
@@ -379,7 +388,7 @@ def _keep_start(run: RunFolder, method: Method[Any]) -> None:
 
 
 def _plain(options: TargetOptions | None) -> dict[str, Any] | None:
-    return None if options is None else dict(vars(options))
+    return None if options is None else options.to_json()
 
 
 def _board(path: Path) -> Any:

@@ -53,6 +53,7 @@ class RunFolder:
         self.attack = self.path / "attack.account"
         self.audit = self.path / "audit.account"
         self.shown = self.path / "shown.bin"
+        self.journal = self.path / "journal.sqlite"
         self.probes = self.path / "probes.json"
         self.timing = self.path / "timing.json"
         self.student = self.path / "student"

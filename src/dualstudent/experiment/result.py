@@ -4,7 +4,9 @@ import math
 from typing import Any
 
 from dualstudent.experiment.folder import SCHEMA_VERSION, RunFolder
+from dualstudent.experiment.paying import bill
 from dualstudent.experiment.recorder import Recorder, read_curve
+from dualstudent.journal import Journal
 from dualstudent.ledger import Account, Shown
 
 LEVELS = (0.75, 0.80, 0.85, 0.90)  # of accuracy and agreement, whose price in queries is told
@@ -33,6 +35,7 @@ def compose(
     *,
     planned: int,
     figures: dict[str, Any] | None,
+    journal: Journal | None = None,
     probes: int = 0,
 ) -> dict[str, Any]:
     """Return result.json. All but `timing` and `bill` depends on recipe, seed and target alone."""
@@ -61,12 +64,7 @@ def compose(
             "queries_per_s": round(attack.spent / max(recorder.wall, 1e-9), 1),
             "sessions": recorder.sessions,
         },
-        "bill": {
-            "asked": attack.asked,
-            "asked_again": attack.asked_again,
-            "audit": audit.asked,
-            "probes": probes,
-        },
+        "bill": bill(manifest, attack, audit, shown.unique, journal) | {"probes": probes},
     }
 
 

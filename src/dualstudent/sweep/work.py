@@ -68,8 +68,7 @@ def state(cell: Cell) -> State:
 
 def _plain(options: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return what is known of a target as JSON has it, an older version's defaults included."""
-    usual: dict[str, Any] = vars(TargetOptions())
-    whole: dict[str, Any] = json.loads(json.dumps(usual | dict(options or {})))
+    whole: dict[str, Any] = json.loads(json.dumps(TargetOptions.from_json(options or {}).to_json()))
     return whole
 
 

@@ -1,6 +1,7 @@
 """Targets: what can be asked. `open_target` opens one by its reference."""
 
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from dualstudent.targets.module import CallableTarget, ModuleTarget, Output, che
 from dualstudent.targets.onnx import OnnxTarget
 from dualstudent.targets.onnx_file import Layout
 from dualstudent.targets.train import Training, train_target
+from dualstudent.targets.wire import ServiceOptions
 
 __all__ = [
     "CallableTarget",
@@ -25,6 +27,7 @@ __all__ = [
     "OnnxTarget",
     "Opened",
     "Pace",
+    "ServiceOptions",
     "TargetOptions",
     "Training",
     "check_target",
@@ -32,6 +35,9 @@ __all__ = [
     "train_target",
     "weights_sum",
 ]
+
+
+SCHEMES = ("http", "https", "http+json", "https+json")
 
 
 @dataclass(frozen=True)
@@ -43,11 +49,29 @@ class TargetOptions:
     bounds: tuple[float, float] | None = None  # range of its inputs (default 0 1)
     output: Output = "probabilities"  # what the target returns, where it does not say so itself
     levels: int | None = None  # input levels: 256 where a service takes 8-bit images (default: any value)
-    layout: Layout = "auto"  # order of an ONNX model's axes, where its shape leaves that open
-    output_name: str | None = None  # the output of an ONNX model that is the answer, where it has several
+    layout: Layout = "auto"  # order of a model's axes, where its shape leaves that open
+    output_name: str | None = None  # the output of a model that is the answer, where it has several
     space: Literal["pixels", "normalised"] = "pixels"  # inputs of a trained target; normalised: [−1, 1]
+    service: ServiceOptions = field(default_factory=ServiceOptions)  # how a service is asked
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for a manifest."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "TargetOptions":
+        """Read what a manifest recorded. Raises UserError on another version's."""
+        known = dict(values)
+        for name in ("shape", "bounds"):
+            known[name] = None if known.get(name) is None else tuple(known[name])
+        known["service"] = ServiceOptions.from_json(known.get("service") or {})
+        try:
+            return cls(**known)
+        except TypeError as error:
+            raise UserError(f"these are no options of a target: {error}") from error
 
 
+_OF_A_SERVICE = ("shape", "classes", "bounds", "levels", "output", "output_name", "layout")
 _OF_A_SPEC = ("shape", "classes", "bounds", "output", "levels")
 
 
@@ -61,17 +85,29 @@ class Opened:
     sha256: str | None = None  # of the weights, where there is a file
     data: str | None = None  # the data set it was trained on
     files: dict[str, str] = field(default_factory=dict)  # SHA-256 by name, of each file of an ONNX model
+    service: dict[str, Any] | None = None  # what a service says of itself
 
 
 def open_target(
     reference: str, options: TargetOptions | None = None, *, device: str | torch.device = "cpu"
 ) -> Opened:
     """Open a target: a folder written by `target train`, torch:package.module:factory (returns an
-    nn.Module), python:package.module:factory (returns a callable) or onnx:FILE. Raises UserError.
+    nn.Module), python:package.module:factory (returns a callable), onnx:FILE, or a service at an address.
+
+    Raises UserError.
     """
     options = options or TargetOptions()
     check_output(options.output)
     kind, _, rest = reference.partition(":")
+    if kind in SCHEMES:
+        from dualstudent.targets.web import open_service  # its client is an extra
+
+        _unknown_to(reference, options, "space")
+        said = {name: getattr(options, name) for name in _OF_A_SERVICE}
+        service, name, about = open_service(reference, options.service, **said)
+        return Opened(service, reference, name, about.pop("sha256"), service=about)
+    if options.service != ServiceOptions():
+        raise UserError(f"{reference} is no service: leave out the options of how one is asked")
     if kind == "onnx" and rest:
         return _from_onnx(Path(rest), options)
     if reference.endswith(".onnx") and Path(reference).is_file():
@@ -82,7 +118,7 @@ def open_target(
     if not Path(reference).is_dir():
         raise UserError(
             f"no target '{reference}': give a folder written by 'dualstudent target train', onnx:FILE,"
-            " torch:package.module:factory or python:package.module:factory"
+            " http://host/v2/models/NAME, torch:package.module:factory or python:package.module:factory"
         )
     for name in ("shape", "bounds"):
         if getattr(options, name) is not None:
