@@ -180,6 +180,7 @@ def describe(
         "recipe": asdict(method),
         "data_free": outside is None,
         "outside": None if outside is None else describe_images(outside),
+        "procedural": method.procedural,
         "bounded": method.bounded,
         "labels": labels,
         "seed": seed,

@@ -127,6 +127,8 @@ class Recorder:
             for name, value in values.items():
                 if not math.isfinite(value):
                     raise Diverged(f"the run diverged: {name} is {value} at step {step}")
+            if values.get("renewed"):
+                log.warning("at %s queries a student saw nothing: it got fresh weights", f"{spent:,}")
             self._log({"event": "step", "step": step, "queries": spent, **values})
         self._fresh.clear()
 
@@ -176,6 +178,11 @@ def read_curve(folder: RunFolder) -> list[dict[str, Any]]:
         for _, values in _lines(folder.metrics)
         if values["event"] == "evaluation"
     ]
+
+
+def renewals(folder: RunFolder) -> int:
+    """Return how often a student that saw nothing got fresh weights."""
+    return int(sum(values.get("renewed", 0) for _, values in _lines(folder.metrics)))
 
 
 def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
