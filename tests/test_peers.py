@@ -112,18 +112,22 @@ def test_memory_rounds_to_what_it_keeps() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("images", [1, 2, 3, 64])
-def test_procedural_images_fit_any_shape(shape: tuple[int, int, int], images: int) -> None:
+@pytest.mark.parametrize("prior", [priors.procedural, priors.broad])
+def test_procedural_images_fit_any_shape(
+    prior: Callable[..., Tensor], shape: tuple[int, int, int], images: int
+) -> None:
     torch.manual_seed(0)
-    x = priors.procedural(images, shape)
+    x = prior(images, shape)
     assert x.shape == (images, *shape)
     assert ((x >= 0) & (x <= 1)).all()
     assert len({tuple(row.flatten().tolist()) for row in x}) == images, "no two alike"
 
 
-def test_procedural_images_have_structure() -> None:
+@pytest.mark.parametrize("prior", [priors.procedural, priors.broad, priors.scenes, priors.nets])
+def test_procedural_images_have_structure(prior: Callable[..., Tensor]) -> None:
     """Neighbours are alike, images are not; dark and light, flat and rich ones are among them."""
     torch.manual_seed(0)
-    x = priors.procedural(600, (3, 32, 32))
+    x = prior(600, (3, 32, 32), torch.device("cpu"))
     grey = x.mean(1)
     step = (grey[:, :, 1:] - grey[:, :, :-1]).abs().mean((1, 2))
     apart = (grey[:, :, 16:] - grey[:, :, :16]).abs().mean((1, 2))

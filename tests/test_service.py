@@ -95,13 +95,13 @@ def test_every_fault_that_may_pass_is_asked_again() -> None:
 
 
 def test_answers_that_overtake_each_other_are_yielded_as_they_come() -> None:
-    with Faulty(faults={"1": {"wait": 0.4}, "2": {"wait": 0.2}}) as server:
-        target = opened(server, request_batch=10, concurrency=4).target
+    with Faulty(faults={"1": {"wait": 0.5}}) as server:
+        target = opened(server, request_batch=10, concurrency=2).target
         assert isinstance(target, Service)
         x = images()
         parts = list(target.requests(x))
         expected = rows(server, x)
-    assert [int(places[0]) for places, _ in parts] != [0, 10, 20, 30]
+    assert int(parts[-1][0][0]) in (0, 10), "one of the two that were sent first"
     assert sorted(int(place) for places, _ in parts for place in places) == list(range(40))
     for places, answer in parts:
         assert torch.equal(answer, expected[places])
@@ -115,7 +115,7 @@ def test_one_failure_does_not_lose_the_others() -> None:
         target = opened(server, request_batch=10, concurrency=2).target
         assert isinstance(target, Service)
         found = until(target.requests(images()), TargetError, "status 400: no")
-        assert found == [0], "the first; the third and fourth were not begun"
+        assert len(found) == 1, "the other one; the third and fourth were not begun"
         assert server.count()["seen"] == 2
 
 
@@ -154,7 +154,7 @@ def test_a_run_that_is_to_stop_waits_for_what_is_paid(monkeypatch: pytest.Monkey
         start = time.monotonic()
         found = until(target.requests(images()), Stopped, "stopped")
         assert time.monotonic() - start < 5
-        assert found == [0], "the first was under way, and paid; the second's pause is given up"
+        assert len(found) == 1, "one was under way, and paid; the other's pause is given up"
         assert server.count()["images"] == 10
 
 

@@ -1,10 +1,11 @@
-"""The demo: train a small target, copy it from probabilities and from labels, draw the report."""
+"""The demo: train a small target, copy it by our method and by the paper's, draw the report."""
 
 import multiprocessing
 import queue
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,28 @@ import torch
 from dualstudent.data import load_data
 from dualstudent.errors import Stopped, UserError
 from dualstudent.experiment import Run, extract
-from dualstudent.methods import DualStudent
+from dualstudent.methods import DualStudent, Frugal, Method
 from dualstudent.report import render
 from dualstudent.spec import Labels
 from dualstudent.targets import open_target, train_target
 
-PRESET = "small"
-COPIES: dict[str, Labels] = {"soft": "soft", "hard": "hard"}  # folder -> what the target reveals
+
+@dataclass(frozen=True)
+class Copy:
+    """A copy that the demo makes."""
+
+    method: type[Method[Any]]
+    preset: str
+    labels: Labels
+    times: int  # its queries, in units of the demo's budget
+
+
+COPIES = {
+    "soft": Copy(Frugal, "default", "soft", 1),
+    "hard": Copy(Frugal, "default", "hard", 1),
+    "paper": Copy(DualStudent, "paper", "soft", 10),
+}
+LEARNING = {f"{name}, learning": "steps" for name in COPIES}  # bars of what comes after the last query
 Update = Callable[[str, int, int, str], None]  # name, done, total, note
 
 
@@ -28,8 +44,9 @@ def demo(
 ) -> tuple[Path, list[tuple[str, dict[str, Any]]]]:
     """Run the demo into `out`; returns the report's path and each copy's result.
 
-    The copies are made side by side, in a process of one thread each: networks this small are
-    slower with two. Raises UserError.
+    `queries` is the budget of our own method; the paper's gets ten times as many. The copies are made
+    side by side, in a process of one thread each: networks this small are slower with two. Raises
+    UserError.
     """
     places = [out / name for name in ("target", *COPIES, "report.html")]
     if not overwrite and any(place.exists() for place in places):
@@ -62,7 +79,7 @@ def copy_all(out: Path, seed: int, queries: int, update: Update) -> None:
     try:
         while workers:
             try:
-                name, spent, text, error = news.get(timeout=1)
+                name, at, done, total, text, error = news.get(timeout=1)
             except queue.Empty:
                 dead = [name for name, worker in workers.items() if worker.exitcode not in (None, 0)]
                 if dead:
@@ -70,9 +87,10 @@ def copy_all(out: Path, seed: int, queries: int, update: Update) -> None:
                 continue
             if error is not None:
                 raise UserError(error)
-            update(name, spent, queries, text)
-            if text == "done":
+            if at == "":
                 workers.pop(name).join()
+            else:
+                update(at, done, total, text)
     finally:
         for worker in workers.values():
             worker.terminate()
@@ -83,33 +101,38 @@ def _copy(out: Path, name: str, seed: int, queries: int, news: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     parent = multiprocessing.parent_process()
     torch.set_num_threads(1)
-    said = 0.0
+    copy = COPIES[name]
+    budget, said = queries * copy.times, 0.0
 
     def progress(spent: int, last: dict[str, Any]) -> None:
         nonlocal said
-        if time.monotonic() - said > 0.2:
-            said = time.monotonic()
-            agreement = last.get("agreement")
-            news.put((name, spent, "" if agreement is None else f"agreement {agreement:.3f}", None))
+        if last["step"] < last["steps"] and time.monotonic() - said <= 0.2:
+            return
+        said = time.monotonic()
+        agreement = last.get("agreement")
+        text = "" if agreement is None else f"agreement {agreement:.3f}"
+        news.put((name, name, spent, budget, text, None))
+        if spent == budget and copy.method is Frugal:
+            news.put((name, f"{name}, learning", last["step"], last["steps"], text, None))
 
     try:
         extract(
-            DualStudent.preset(PRESET),
+            copy.method.preset(copy.preset),
             open_target(str(out / "target")),
-            queries=queries,
-            labels=COPIES[name],
+            queries=budget,
+            labels=copy.labels,
             seed=seed,
             out=out / name,
             data=load_data("digits"),
-            preset=PRESET,
+            preset=copy.preset,
             device="cpu",
             overwrite=True,
             progress=progress,
             stop=lambda: parent is not None and not parent.is_alive(),
             command=["dualstudent", "demo", "--out", str(out), "--seed", str(seed)],
         )
-        news.put((name, queries, "done", None))
+        news.put((name, "", 0, 0, "", None))
     except UserError as error:
-        news.put((name, 0, "", f"copy '{name}': {error}"))
+        news.put((name, "", 0, 0, "", f"copy '{name}': {error}"))
     except Stopped:  # nobody is left to be told
         news.cancel_join_thread()

@@ -96,6 +96,7 @@ def _last_count(path: Path) -> tuple[int, int]:
     return len(whole) + 1, int(last)
 
 
+CACHED = 64  # images that a CPU hashes at once: twice as fast as all, which its cache does not hold
 _SHOWN = np.dtype([("digest", "<i8"), ("label", "<u2")])
 
 
@@ -164,10 +165,12 @@ def digest(x: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b"]:
 
     Integer arithmetic: the value depends on neither the order of summation nor the batch.
     """
-    bits = x.detach().float().flatten(1).contiguous().view(torch.int32).long()
+    bits = x.detach().float().flatten(1).contiguous().view(torch.int32)
     place = torch.arange(1, bits.shape[1] + 1, device=x.device)
     weights = place * -7046029254386353131  # 2^64 / golden ratio, odd, as a signed number
     weights = (weights ^ (weights >> 29)) * -4658895280553007687 | 1
-    mixed = bits * -7723592293110705685
-    mixed = mixed ^ (mixed >> 32)
-    return (mixed * weights).sum(1)
+    found = []
+    for part in torch.split(bits, CACHED if x.device.type == "cpu" else max(1, len(bits))):
+        mixed = part.long().mul_(-7723592293110705685)
+        found.append((mixed ^ (mixed >> 32)).mul_(weights).sum(1))
+    return torch.cat(found)

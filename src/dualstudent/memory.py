@@ -50,6 +50,11 @@ class Memory(nn.Module):
         rows = torch.randint(len(self), (parallel.shard(images),), device=self.images.device)
         return self.at(rows)
 
+    def draw_even(self, images: int) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"]]:
+        """Return as many exchanges, drawn so that each class answered is as likely as another."""
+        weight = 1 / self.classes().clamp_min(1)
+        return self.at(torch.multinomial(weight[self._top()], images, replacement=True))
+
     def at(self, rows: Tensor) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"]]:
         """Return the remembered exchanges of given rows."""
         answers = self.answers[rows]
@@ -59,9 +64,11 @@ class Memory(nn.Module):
 
     def classes(self) -> Float[Tensor, "k"]:
         """Return how often each class is the top one of the answers remembered."""
+        return torch.bincount(self._top(), minlength=self.outputs).to(torch.get_default_dtype())
+
+    def _top(self) -> Tensor:
         kept = self.answers[: len(self)]
-        top = kept if self.hard else kept.argmax(1)
-        return torch.bincount(top, minlength=self.outputs).to(torch.get_default_dtype())
+        return kept if self.hard else kept.argmax(1)
 
     def _encoded(self, x: Tensor) -> Tensor:
         low, high = self.spec.bounds

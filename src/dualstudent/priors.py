@@ -1,4 +1,8 @@
-"""Procedural images for any shape: smooth fields, strokes, blobs. No data, no network."""
+"""Procedural images for any shape: fields, strokes, blobs, scenes, untrained nets. No data at all."""
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -6,6 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 GRIDS = (2, 3, 4, 6, 8, 12, 16)  # cells a side of the noise that is blown up
+COARSE = (2, 3, 4, 6, 8)  # of fields that are part of a scene
+LAYERS = 5  # shapes in a scene, at most
+NET = 12  # width of a network that paints
 
 
 def noise(
@@ -23,6 +30,53 @@ def procedural(
     pixels = torch.cat([kind(share, shape, torch.device(device)) for kind, share in parts if share])
     pixels = torch.where(torch.rand(images, 1, 1, 1, device=device) < 0.5, pixels, 1 - pixels)
     return pixels[torch.randperm(images, device=device)]
+
+
+def broad(
+    images: int, shape: tuple[int, int, int], device: torch.device | str = "cpu"
+) -> Float[Tensor, "b c h w"]:
+    """Return pixels in [0, 1]: a half procedural, the others scenes, nets and blends, in random order."""
+    place = torch.device(device)
+    plain, staged, netted, mixed = _parts(images, (0.5, 0.35, 0.075, 0.075))
+    parts = [procedural(plain, shape, place)] if plain else []
+    parts += [scenes(staged, shape, place)] if staged else []
+    parts += [nets(netted, shape, place)] if netted else []
+    if mixed:
+        share = _uniform(mixed, place)
+        pairs = procedural(mixed, shape, place), scenes(mixed, shape, place)
+        parts.append(share * pairs[0] + (1 - share) * pairs[1])
+    return torch.cat(parts)[torch.randperm(images, device=place)]
+
+
+def scenes(images: int, shape: tuple[int, int, int], device: torch.device) -> Float[Tensor, "b c h w"]:
+    """Return a ground with one to five filled shapes on it, some inside the last, some mirrored, in
+    random light, some blurred, some grainy: dead leaves with outlines, textures and symmetry.
+    """
+    depth = torch.randint(1, LAYERS + 1, (images,), device=device).sort(descending=True).values
+    x = _ground(images, shape, device)
+    within = torch.ones(images, 1, *shape[1:], device=device)
+    for layer in range(LAYERS):
+        deep = int((depth > layer).sum())  # the first images: they are sorted
+        if not deep:
+            break
+        mask, inside = _mask(deep, shape, device), _uniform(deep, device) < 0.4
+        within = torch.where(inside, mask * within[:deep], mask)
+        x = torch.cat([x[:deep] + within * (_filling(deep, shape, device) - x[:deep]), x[deep:]])
+    return _developed(_mirrored(x, 0.3))
+
+
+def nets(images: int, shape: tuple[int, int, int], device: torch.device) -> Float[Tensor, "b c h w"]:
+    """Return what untrained networks paint, one network an image: pixel coordinates to colours."""
+    channels, h, w = shape
+    rows, columns = _coordinates(shape, device)
+    radius = (rows**2 + columns**2).sqrt()
+    plane = torch.stack([at.expand(1, 1, h, w) for at in (rows, columns, radius)], -1)
+    x = plane.reshape(1, h * w, 3) * 8 ** _uniform(images, device)[:, 0]
+    for width, gain in ((3, 3.0), (NET, 2.0), (NET, 2.0)):
+        weight = torch.randn(images, width, NET, device=device) * (gain / width**0.5)
+        x = torch.tanh(torch.baddbmm(torch.randn(images, 1, NET, device=device), x, weight))
+    weight = torch.randn(images, NET, channels, device=device) * (4 / NET**0.5)
+    return torch.sigmoid(x @ weight).transpose(1, 2).reshape(images, channels, h, w)
 
 
 def fields(images: int, shape: tuple[int, int, int], device: torch.device) -> Float[Tensor, "b c h w"]:
@@ -48,6 +102,101 @@ def blobs(images: int, shape: tuple[int, int, int], device: torch.device) -> Flo
     return torch.where(_uniform(images, device) < 0.5, painted, inside * painted + (1 - inside) * smooth)
 
 
+def _ground(images: int, shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    """Return what shapes lie on: any filling, or for a third of the images nothing, black or white."""
+    nothing = (_uniform(images, device) < 0.3).float()
+    return torch.where(_uniform(images, device) < 0.35, nothing, _filling(images, shape, device))
+
+
+def _mask(images: int, shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    """Return soft masks (b, 1, h, w): a quarter each of polygons, outlines, blobs and strokes."""
+    plain, outlined, blob, stroke = _shares(images, 4)
+    depths = [_polygon(plain, shape, device)]
+    depths.append(0.04 + 0.16 * _uniform(outlined, device) - _polygon(outlined, shape, device).abs())
+    if blob + stroke:
+        field = _mirrored(_field(blob + stroke, (1, *shape[1:]), device, COARSE), 0.3)
+        depths.append(0.4 * (field[:blob] - 0.8 * _normal(blob, device)))
+        depths.append(0.5 * (0.05 + 0.4 * _uniform(stroke, device) - field[blob:].abs()))
+    order = torch.randperm(images, device=device)
+    return torch.sigmoid(torch.cat(depths)[order] * (6 + 24 * _uniform(images, device)))
+
+
+def _polygon(images: int, shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    """Return how deep each pixel is in a polygon of 3 to 8 sides or an ellipse, half a side of the image
+    as the unit; below zero outside. A half of them stand upright.
+    """
+    rows, columns = _coordinates(shape, device)
+    stretch = torch.exp(0.35 * _normal(images, device))
+    y = (rows - 0.25 * _normal(images, device)) * stretch
+    x = (columns - 0.25 * _normal(images, device)) / stretch
+    turn = 2 * math.pi * _uniform(images, device)
+    eighth = math.pi / 4
+    turn = torch.where(_uniform(images, device) < 0.5, (turn / eighth).round() * eighth, turn)
+    u, v = x * turn.cos() + y * turn.sin(), y * turn.cos() - x * turn.sin()
+    distance = (u**2 + v**2).sqrt()
+    sector = 2 * math.pi / torch.randint(3, 9, (images, 1, 1, 1), device=device)
+    to_edge = distance * torch.cos(torch.atan2(v, u) % sector - sector / 2)
+    round_ = _uniform(images, device) < 0.4
+    return 0.25 + 0.75 * _uniform(images, device) - torch.where(round_, distance, to_edge)
+
+
+def _filling(images: int, shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    """Return two colours (b, c, h, w), one turning into the other: not at all, along a line, smoothly
+    or in stripes and checks, a quarter each.
+    """
+    rows, columns = _coordinates(shape, device)
+    plain, ramp, smooth, striped = _shares(images, 4)
+    turn = 2 * math.pi * _uniform(ramp + striped, device)
+    along, across = columns * turn.cos() + rows * turn.sin(), rows * turn.cos() - columns * turn.sin()
+    parts = [torch.zeros(plain, 1, *shape[1:], device=device), (0.5 + along[:ramp] / 2).clamp(0, 1)]
+    if smooth:
+        field = _field(smooth, (1, *shape[1:]), device, COARSE)
+        parts.append(torch.sigmoid(field * (0.5 + 3.5 * _uniform(smooth, device))))
+    often = 2 + 14 * _uniform(striped, device)
+    wave = torch.sin(along[ramp:] * often + 2 * math.pi * _uniform(striped, device))
+    checks = torch.where(_uniform(striped, device) < 0.5, wave, wave * torch.sin(across[ramp:] * often))
+    parts.append(torch.sigmoid(checks * (1 + 7 * _uniform(striped, device))))
+    change = torch.cat(parts)[torch.randperm(images, device=device)]
+    one, two = _colour(images, shape, device), _colour(images, shape, device)
+    return one + (two - one) * change
+
+
+def _colour(images: int, shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    """Return colours (b, c, 1, 1): of any brightness, often none or all, and mostly of little tint."""
+    bright = 1.1 * _uniform(images, device) - 0.05
+    bright = torch.where(_uniform(images, device) < 0.25, bright.round(), bright)
+    tint = torch.randn(images, shape[0], 1, 1, device=device)
+    tint = 0.35 * _uniform(images, device) * (tint - tint.mean(1, keepdim=True))
+    return (bright + tint).clamp(0, 1)
+
+
+def _developed(x: Tensor) -> Tensor:
+    """Return images in another light, a half of them; a half a little blurred; two in five with grain."""
+    images, device = len(x), x.device
+    gain, offset = 0.3 + _uniform(images, device), 0.15 * _normal(images, device)
+    lit = ((x - 0.5) * gain + 0.5 + offset).clamp(0, 1)
+    x = torch.where(_uniform(images, device) < 0.5, lit, x)
+    blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    x = x + (blurred - x) * _uniform(images, device) * (_uniform(images, device) < 0.5)
+    grain = 0.1 * _uniform(images, device) ** 2 * (_uniform(images, device) < 0.4)
+    return (x + grain * torch.randn_like(x)).clamp(0, 1)
+
+
+def _mirrored(x: Tensor, share: float) -> Tensor:
+    """Return images of which a share has the right half mirrored to the left."""
+    left = torch.arange(x.shape[3], device=x.device) < x.shape[3] // 2
+    return torch.where((_uniform(len(x), x.device) < share) & left, x.flip(3), x)
+
+
+def _coordinates(shape: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return row (1, 1, h, 1) and column (1, 1, 1, w) of each pixel, the longer side from −1 to 1."""
+    longer = max(shape[1:])
+    rows, columns = (
+        torch.arange(side, device=device) * 2 / longer - (side - 1) / longer for side in shape[1:]
+    )
+    return rows.view(1, 1, -1, 1), columns.view(1, 1, 1, -1)
+
+
 def _painted(mask: Tensor, shape: tuple[int, int, int], device: torch.device) -> Tensor:
     """Return a mask (b, 1, h, w) in one random colour on a ground of another, apart in brightness."""
     images, channels = len(mask), shape[0]
@@ -70,10 +219,12 @@ def _disc(images: int, shape: tuple[int, int, int], device: torch.device) -> Ten
     return torch.where(whole, 1.0, torch.sigmoid((radius - distance) * 15))
 
 
-def _field(images: int, shape: tuple[int, int, int], device: torch.device) -> Tensor:
+def _field(
+    images: int, shape: tuple[int, int, int], device: torch.device, grids: Sequence[int] = GRIDS
+) -> Tensor:
     """Return random fields (b, c, h, w) of about unit variance: noise at two random scales, blown up."""
     channels, h, w = shape
-    grids = [grid for grid in GRIDS if grid <= max(h, w)]
+    grids = [grid for grid in grids if grid <= max(h, w)]
     made = []
     for grid, part in zip(grids, _shares(images, len(grids)), strict=True):
         if not part:
@@ -94,6 +245,15 @@ def _field(images: int, shape: tuple[int, int, int], device: torch.device) -> Te
 
 def _shares(images: int, parts: int) -> list[int]:
     return [images // parts + (i < images % parts) for i in range(parts)]
+
+
+def _parts(images: int, shares: Sequence[float]) -> list[int]:
+    """Return how many images each share of them is; what rounding leaves over falls to chance."""
+    ends = [0.0, *accumulate(shares)]
+    luck = float(torch.rand(()))
+    marks = [math.floor(images * end / ends[-1] + luck) for end in ends]
+    marks[0], marks[-1] = 0, images
+    return [min(after, images) - min(before, images) for before, after in pairwise(marks)]
 
 
 def _covering(size: int, h: int, w: int) -> tuple[int, int]:

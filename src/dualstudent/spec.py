@@ -14,6 +14,7 @@ from torch import Tensor
 from dualstudent.errors import UserError
 
 Labels = Literal["soft", "hard"]
+LARGEST = 10**9  # values of an image: a file that says more is damaged
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
 
 
@@ -96,8 +97,16 @@ class Spec:
             for name in ("shape", "bounds", "mean", "std"):
                 if known.get(name) is not None:
                     known[name] = tuple(known[name])
-            return cls(**known)
-        except (KeyError, TypeError) as error:
+            spec = cls(**known)
+            counts = [*spec.shape, *(n for n in (spec.classes, spec.levels) if n is not None)]
+            if not all(type(n) is int for n in counts) or max(math.prod(spec.shape), *counts) > LARGEST:
+                raise ValueError(f"shape {spec.shape}, {spec.classes} classes, {spec.levels} levels")
+            for number in (*spec.bounds, *(spec.mean or ()), *(spec.std or ())):
+                math.isfinite(number)
+            return spec
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"not a spec: {error}") from error
 
 

@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _complain("out of memory: take a smaller --batch or a smaller network")
     except Exception as error:
+        if isinstance(error, RuntimeError) and "allocat" in str(error) and "memory" in str(error):  # torch's
+            return _complain("out of memory: take a smaller --batch, a smaller network or smaller images")
         if os.environ.get("DUALSTUDENT_TRACE"):
             raise
         _complain(

@@ -26,10 +26,10 @@ SMALL, LIGHT = 16 * 16, 10_000_000  # pixels of an image, FLOPs of a student's p
 
 def demo_command(args: list[str]) -> int:
     """dualstudent demo."""
-    from dualstudent.demo import demo
+    from dualstudent.demo import LEARNING, demo
 
-    form = parse(forms.DemoForm, args, "demo", "Copy a small classifier from its answers, twice.")
-    with Bars(target="steps") as bars:
+    form = parse(forms.DemoForm, args, "demo", "Copy a small classifier from its answers.")
+    with Bars(target="steps", **LEARNING) as bars:
         page, results = demo(
             form.out, seed=form.seed, queries=form.queries, overwrite=form.overwrite, update=bars.update
         )

@@ -130,6 +130,7 @@ def result_table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
     for name, _ in rows:
         table.add_column(name, justify="right")
     lines: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+        ("method", lambda r: str(r["method"])),
         ("labels", lambda r: str(r["labels"])),
         ("preset", lambda r: str(r["preset"])),
         ("budget", lambda r: f"{r['budget']:,}"),

@@ -85,7 +85,8 @@ def reopen(manifest: dict[str, Any], place: str | None = None) -> Opened:
     if about["reference"] is None and place is None:
         raise UserError("the run's target was a Python object: resume it from Python and give the target")
     options = TargetOptions.from_json(about["options"] or {})
-    return open_target(place or about["reference"], options, device=manifest["device"])
+    device = choose_device(manifest["device"])
+    return open_target(place or about["reference"], options, device=device)
 
 
 def saved_data(manifest: dict[str, Any], data: Images | None = None) -> Images:

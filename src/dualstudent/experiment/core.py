@@ -170,6 +170,7 @@ def resume(
     """
     run = RunFolder(path)
     manifest = run.manifest()
+    choose_device(manifest["device"])
     ranks = manifest.get("ranks", 1)
     if ranks != parallel.world():
         raise UserError(
@@ -186,13 +187,15 @@ def resume(
         manifest["budgets"].append(queries)
     elif done:
         raise UserError(f"{path} is finished: give --queries M to extend it")
-    method = saved_method(run, manifest)
-    engine.plan(method, manifest["budgets"])
-    same_outside(method, manifest)
-    opened = reopen(manifest, place) if target is None else as_opened(target)
-    same_target(opened, manifest)
-    if manifest["data"] is not None:
-        data = saved_data(manifest, data)
+    with run.believing():
+        method = saved_method(run, manifest)
+        engine.plan(method, manifest["budgets"])
+        same_outside(method, manifest)
+        Numerics(**manifest.get("numerics", {}))
+        opened = reopen(manifest, place) if target is None else as_opened(target)
+        same_target(opened, manifest)
+        if manifest["data"] is not None:
+            data = saved_data(manifest, data)
     torch.set_num_threads(manifest["threads"])
     if probe_every is not None:
         manifest["probe_every"] = cadence(probe_every, opened.target, manifest["budgets"][-1])
@@ -211,8 +214,9 @@ def evaluate(
     """
     run = RunFolder(path)
     manifest, result = run.manifest(), run.outcome()
-    opened = reopen(manifest, place) if target is None else as_opened(target)
-    same_target(opened, manifest)
+    with run.believing():
+        opened = reopen(manifest, place) if target is None else as_opened(target)
+        same_target(opened, manifest)
     target = opened.target
     fitting(data, target.spec)
     with purse(run, manifest, target) as paid:

@@ -37,6 +37,7 @@ def evaluation_steps(phases: Sequence[Phase[Any]], points: int) -> set[int]:
     ends = list(accumulate(phase.steps for phase in phases))
     asking = [s for end, p in zip(ends, phases, strict=True) if p.cost for s in range(end - p.steps, end)]
     count = len(asking)
+    points = min(points, count)
     wanted = {max(1, round(count * i / points)) for i in range(1, points + 1)}
     wanted |= {max(1, count >> i) for i in range(8)}
     found = {asking[at - 1] + 1 for at in wanted} | {ends[-1]}
@@ -126,6 +127,8 @@ class Recorder:
             for name, value in values.items():
                 if not math.isfinite(value):
                     raise Diverged(f"the run diverged: {name} is {value} at step {step}")
+            if values.get("renewed"):
+                log.warning("at %s queries a student saw nothing: it got fresh weights", f"{spent:,}")
             self._log({"event": "step", "step": step, "queries": spent, **values})
         self._fresh.clear()
 
@@ -177,6 +180,11 @@ def read_curve(folder: RunFolder) -> list[dict[str, Any]]:
     ]
 
 
+def renewals(folder: RunFolder) -> int:
+    """Return how often a student that saw nothing got fresh weights."""
+    return int(sum(values.get("renewed", 0) for _, values in _lines(folder.metrics)))
+
+
 def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Return the whole lines of a metrics file and what they say. Raises UserError."""
     lines = path.read_text().rpartition("\n")[0].splitlines() if path.exists() else []
@@ -185,7 +193,7 @@ def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
         try:
             values = json.loads(line)
             found.append((line, {**values, "step": int(values["step"]), "event": str(values["event"])}))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path}, line {number} is no record of a run: restore the file") from error
     return found
 

@@ -5,12 +5,12 @@ from typing import Any
 
 from dualstudent.experiment.folder import SCHEMA_VERSION, RunFolder
 from dualstudent.experiment.paying import bill
-from dualstudent.experiment.recorder import Recorder, read_curve
+from dualstudent.experiment.recorder import Recorder, read_curve, renewals
 from dualstudent.journal import Journal
 from dualstudent.ledger import Account, Shown
+from dualstudent.methods.monitor import COLLAPSE
 
 LEVELS = (0.75, 0.80, 0.85, 0.90)  # of accuracy and agreement, whose price in queries is told
-COLLAPSE = 0.9  # share of one class among the answers that a flag calls a collapse
 EMPTY: dict[str, Any] = {
     "target_accuracy": None,
     "accuracy": None,
@@ -58,7 +58,7 @@ def compose(
         "histogram": {str(label): count for label, count in histogram.items()},
         "balance": balance(histogram, manifest["target"]["spec"]["classes"]),
         "complete": attack.spent == planned,
-        "flags": _flags(manifest, attack.spent, planned, curve, histogram),
+        "flags": _flags(manifest, attack.spent, planned, curve, histogram, renewals(run)),
         "timing": {
             "wall_s": round(recorder.wall, 3),
             "queries_per_s": round(attack.spent / max(recorder.wall, 1e-9), 1),
@@ -108,7 +108,12 @@ def _bound(curve: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _flags(
-    manifest: dict[str, Any], spent: int, planned: int, curve: list[dict[str, Any]], histogram: dict[int, int]
+    manifest: dict[str, Any],
+    spent: int,
+    planned: int,
+    curve: list[dict[str, Any]],
+    histogram: dict[int, int],
+    renewed: int,
 ) -> list[dict[str, Any]]:
     """Return what a reader should check before he believes the figures."""
     limits = _bound(curve)
@@ -122,7 +127,8 @@ def _flags(
         (
             "collapse",
             top < COLLAPSE,
-            f"the commonest answer is {top:.0%} of all" if histogram else "no answers yet",
+            (f"the commonest answer is {top:.0%} of all" if histogram else "no answers yet")
+            + (f"; {renewed} times a student saw nothing and got fresh weights" if renewed else ""),
         ),
         (
             "bound of eq. 4",
@@ -143,7 +149,7 @@ def _flags(
 
 def _images(manifest: dict[str, Any]) -> str:
     if manifest["data_free"]:
-        return "no outside images"
+        return "no outside images" + ("; a procedural prior" if manifest.get("procedural") else "")
     about = manifest.get("outside") or {"name": "an unknown set", "split": "", "images": 0}
     return f"asks the images of others: {about['name']} {about['split']}, {about['images']:,}"
 

@@ -63,6 +63,7 @@ class Method(ABC, Generic[S]):
     needs: ClassVar[Access]
     data_free: ClassVar[bool]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    procedural: ClassVar[bool] = False  # whether what it asks comes from a procedural prior
     bounded: ClassVar[bool] = False  # whether its steps record what the bound of eq. 4 is checked on
     remainder: ClassVar[int] = 0  # images of a budget that may stay unspent: one less than a pair, say
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -13,8 +13,9 @@ from dualstudent.losses import spread
 from dualstudent.memory import Memory
 from dualstudent.methods.base import Method, Metrics, Phase, cosine, cut, spend
 from dualstudent.methods.game import adamw, ask, learn, usual
+from dualstudent.methods.monitor import evenness, lopsided, renew
 from dualstudent.methods.procedural import Learners, inside
-from dualstudent.networks import make_students
+from dualstudent.networks import make_students, suited, work
 from dualstudent.networks.ensemble import MASKED
 from dualstudent.oracle import Oracle
 from dualstudent.programs import call
@@ -22,6 +23,8 @@ from dualstudent.spec import Access, Spec
 
 CHUNK = 8  # batches learnt in a step that asks nothing
 DOUBT = 0.02  # disagreement that no image is below
+LIGHT = 2_000_000  # FLOPs of a student's pass: with more, fewer batches are learnt
+PASSES = 4  # through all answers, that are learnt at least
 
 
 @dataclass(frozen=True)
@@ -30,15 +33,15 @@ class Frugal(Method[Learners]):
     seldom answered; learn them between the queries and, longer, after the last.
     """
 
-    student: str = "auto"  # architecture, or torch:package.module:factory; auto: the smallest that fits
+    student: str = "auto"  # architecture, or torch:package.module:factory; auto: by the images' shape
     students: int = 2  # that disagree; their mean is the clone
     batch: int = 64  # images asked in a step
     candidates: int = 6  # procedural images for each that is asked
     blind: float = 0.1  # share of the budget asked as it comes, before the students can choose
     sure: float = 2.0  # weight of looking like a class: power of the spread of the mean logits
     doubtful: float = 1.0  # weight of the students' disagreement: power of its sum over classes
-    compute: float = 0.5  # batches that each student learns, for each query
-    compute_least: int = 3000  # batches that each student learns at least
+    compute: float = 0.5  # batches that each student learns, for each query; a large one fewer
+    compute_least: int = 3000  # batches that each student learns at least; a large one fewer
     after: float = 0.8  # share of them that are learnt after the last query
     learnt: int = 128  # images of a batch that is learnt
     memory: int = 1_000_000  # exchanges kept
@@ -47,6 +50,7 @@ class Frugal(Method[Learners]):
     max_classes: int = 1000  # size of the head where the number of classes is unknown
 
     name: ClassVar[str] = "frugal"
+    procedural: ClassVar[bool] = True
     needs: ClassVar[Access] = Access.LABEL
     data_free: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}
@@ -62,7 +66,8 @@ class Frugal(Method[Learners]):
 
     def init(self, spec: Spec) -> Learners:
         """Return fresh students and an empty memory."""
-        students = make_students(spec, self.student, self.students, self.max_classes)
+        arch = suited(spec.shape) if self.student == "auto" else self.student
+        students = make_students(spec, arch, self.students, self.max_classes)
         return Learners(students, adamw(students, self.rate, self.weight_decay), Memory(self.memory, spec))
 
     def phases(self, budget: int, done: int = 0) -> Sequence[Phase[Learners]]:
@@ -98,9 +103,12 @@ class Frugal(Method[Learners]):
         """Return this rank's share of the images to ask, drawn from so many for each by what they promise."""
         share, device = parallel.shard(images), next(state.students.parameters()).device
         candidates = candidates if len(state.memory) else 1  # nothing is known yet
-        x = inside(spec.encode(priors.procedural(share * candidates, spec.shape, device)), spec)
+        x = inside(spec.encode(priors.broad(share * candidates, spec.shape, device)), spec)
         if candidates == 1:
             return x
+        if lopsided(state.memory):  # look near what was answered otherwise
+            other, _ = state.memory.draw_even(len(x[::2]))
+            x[::2] = x[::2].lerp(other.to(x.dtype), torch.rand_like(other[:, :1, :1, :1]))
         state.students.eval()
         with torch.no_grad():
             [worth] = call("promise", partial(self.promise, state), x, state.memory.classes())
@@ -120,7 +128,29 @@ class Frugal(Method[Learners]):
         return (self.sure / 2 * sure.clamp_min(1e-6).log() + self.doubtful * doubt.log() + rare.log(),)
 
     def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK) -> Metrics:
-        """Learn some batches drawn from all that is remembered."""
-        loss = usual(oracle.spec)
-        losses = [learn(state, loss, *state.memory.draw(self.learnt))[0] for _ in range(batches)]
-        return {"loss": torch.stack(losses).mean()}
+        """Learn some batches drawn from all that is remembered; a student that sees nothing starts afresh."""
+        loss, students, losses = usual(oracle.spec), state.students, []
+        share = lighter(students.arch, students.shape, self.compute * self.learnt)
+        luck = parallel.total(int(torch.randint(1000, ()))) % 1000 / 1000  # the same on all ranks
+        for _ in range(int(batches * share + luck)):
+            x, answer = state.memory.draw(self.learnt)
+            mean, logits = learn(state, loss, x, answer)
+            losses.append(mean)
+        if not losses:
+            return {}
+        return {
+            "loss": torch.stack(losses).mean(),
+            "evenness": evenness(state.memory.classes()),
+            "renewed": torch.tensor(float(renew(state, logits, answer))),
+        }
+
+
+@lru_cache
+def lighter(arch: str, shape: tuple[int, int, int], passes: float) -> float:
+    """Return the part of its batches that a network learns: of a larger one the same FLOPs, not more.
+
+    `passes` is how often it would see each answer with all of them: that, too, has a least. Networks of
+    others are not measured.
+    """
+    least = min(1.0, PASSES / passes) if passes else 1.0
+    return 1.0 if ":" in arch else max(least, min(1.0, LIGHT / work(arch, shape)))

@@ -105,6 +105,7 @@ class Procedural(Pool):
     """Smooth fields, strokes and blobs: structure, without data, a network or a game."""
 
     name: ClassVar[str] = "procedural"
+    procedural: ClassVar[bool] = True
 
     def pixels(self, state: Learners, first: int, images: int, spec: Spec, device: torch.device) -> Tensor:
         return priors.procedural(parallel.shard(images), spec.shape, device)

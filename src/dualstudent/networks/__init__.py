@@ -1,6 +1,6 @@
 """Networks: classifiers by name, the generator, and K students as one."""
 
-from dualstudent.networks.classifiers import ARCHITECTURES, classifier, folded, smallest, work
+from dualstudent.networks.classifiers import ARCHITECTURES, classifier, folded, smallest, suited, work
 from dualstudent.networks.ensemble import Average, Classes, Clone, Students
 from dualstudent.networks.generators import Generator
 from dualstudent.networks.store import load_student, make_students, save_student
@@ -18,5 +18,6 @@ __all__ = [
     "make_students",
     "save_student",
     "smallest",
+    "suited",
     "work",
 ]

@@ -193,6 +193,16 @@ def smallest(shape: Shape) -> str:
     return min(sizes, key=sizes.__getitem__)
 
 
+def suited(shape: Shape) -> str:
+    """Return an architecture that can do justice to images of a shape, by their size and colours alone.
+
+    Small grey images: lenet5; below 12 pixels the smallest that fits; resnet8 else. Raises UserError.
+    """
+    if min(shape[1:]) < 12:
+        return smallest(shape)
+    return "lenet5" if shape[0] == 1 and max(shape[1:]) <= 32 else "resnet8"
+
+
 def work(name: str, shape: Shape, classes: int = 10) -> int:
     """Return the FLOPs of one image's forward pass through a classifier by name; no image is computed."""
     from torch.utils.flop_counter import FlopCounterMode  # slow to import

@@ -61,7 +61,7 @@ class Students(nn.Module):
         first: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.arch, self.outputs, self.seen = arch, outputs, seen
+        self.arch, self.shape, self.outputs, self.seen = arch, shape, outputs, seen
         members = [classifier(arch, shape, outputs) for _ in range(count - (first is not None))]
         self.members = nn.ModuleList(members if first is None else [first, *members])
         self.judged = count if first is None else 1
@@ -69,6 +69,16 @@ class Students(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "s b k"]:
         logits = full(torch.stack([member(x) for member in self.members]))
         return logits if self.seen is None else self.seen(logits)
+
+    @torch.no_grad()
+    def renew(self, index: int) -> list[Tensor]:
+        """Give a member fresh weights, the same on all ranks; return its parameters."""
+        member = self.members[index]
+        fresh = classifier(self.arch, self.shape, self.outputs).state_dict()
+        for name, value in member.state_dict().items():
+            value.copy_(fresh[name])
+        parallel.average([value for value in member.state_dict().values() if value.is_floating_point()])
+        return list(member.parameters())
 
     def compile(self, *args: Any, **options: Any) -> None:
         """Compile the members one by one: those of one architecture share one program."""

@@ -177,4 +177,5 @@ def tags(run: Run) -> list[str]:
     known.append({"soft": "probabilities", "hard": "labels alone"}.get(run.labels))
     free = run.manifest.get("data_free")
     known.append("data-free" if free is True else "uses data" if free is False else None)
+    known.append("a procedural prior" if run.manifest.get("procedural") else None)
     return [str(tag) for tag in known if tag]
