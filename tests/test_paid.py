@@ -4,6 +4,7 @@ import json
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
@@ -25,6 +26,8 @@ from dualstudent.journal import ATTACK, Journal
 from dualstudent.ledger import Account
 from dualstudent.oracle import Oracle
 from dualstudent.spec import Labels
+from dualstudent.targets import ServiceOptions, TargetOptions
+from fault_server import Faulty
 from paid_fixture import Gone, Paid, service
 from test_kill import outcome
 
@@ -315,3 +318,25 @@ class TestRefused:
         with pytest.raises(ds.UserError, match="one process, here are 2 ranks: start without torchrun"):
             extract(METHOD, service(), queries=400, out=tmp_path / "r")
         assert not (tmp_path / "r").exists()
+
+
+def test_a_journal_that_fails_ends_the_question_of_a_real_service(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over real sockets: what is in flight is finished, what is queued is never sent."""
+    with Faulty(delay=0.05) as server:
+        options = TargetOptions(service=ServiceOptions(request_batch=4, concurrency=2))
+        target = ds.open_target(server.url, options).target
+        oracle = Oracle(target, Account("attack"), paid=Desk(journal, target))
+        oracle(images(16))
+        monkeypatch.setattr(Journal, "record", lambda *words, **more: _full())
+        with pytest.raises(ds.UserError, match="disk is full"):
+            oracle(images(80))
+        time.sleep(0.3)
+        count = server.count()["images"]
+        time.sleep(0.3)
+        assert count == server.count()["images"] < 16 + 40
+
+
+def _full() -> None:
+    raise ds.UserError("the disk is full")
