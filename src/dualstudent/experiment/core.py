@@ -37,6 +37,7 @@ from dualstudent.experiment.result import compose
 from dualstudent.files import read_json, read_tensors, write_json, write_tensors
 from dualstudent.ledger import Account, Shown
 from dualstudent.methods import Method
+from dualstudent.methods.base import option
 from dualstudent.networks import Clone, load_student, save_student
 from dualstudent.networks.store import student_folder
 from dualstudent.numerics import AUTO, Numerics
@@ -324,7 +325,7 @@ def _go(
             raise TargetError(probes.trouble) from None
         raise
     except Diverged as error:
-        rates = ", ".join("--" + name.replace("_", "-") for name in asdict(method) if "rate" in name)
+        rates = ", ".join(option(name) for name in asdict(method) if "rate" in name)
         raise UserError(f"{error}: lower {rates or 'the learning rates'}") from error
     finally:
         if board is not None:
