@@ -42,6 +42,8 @@ class ServiceOptions:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"--{name.replace('_', '-')} {value}: more than 0")
+        if self.timeout > 86_400:
+            raise UserError(f"--timeout {self.timeout}: seconds, a day at most")
         for name in ("retries", "pause"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"--{name} {getattr(self, name)}: 0 or more")
@@ -66,10 +68,13 @@ class Secrets:
     Raises UserError, without the value, where one cannot be sent.
     """
 
-    __slots__ = ("_headers",)
+    __slots__ = ("_headers", "_origins")
 
     def __init__(self, options: ServiceOptions, environment: Mapping[str, str]) -> None:
         self._headers: list[tuple[str, str]] = []
+        token = options.token_file if options.token_env is None else f"${options.token_env}"
+        origins = (("token", token), ("headers", options.headers_file))
+        self._origins = [f"the {what} in {place}" for what, place in origins if place is not None]
         if options.token_env is not None:
             if options.token_env not in environment:
                 raise UserError(f"--token-env {options.token_env}: there is no such environment variable")
@@ -101,7 +106,7 @@ class Secrets:
         self._headers.append((name, value))
 
     def __repr__(self) -> str:
-        return f"Secrets({', '.join(name for name, _ in self._headers)})"
+        return " and ".join(self._origins) or "no secrets"
 
     @property
     def headers(self) -> list[tuple[str, str]]:
