@@ -331,8 +331,9 @@ def _trusted(ca_file: str | None) -> ssl.SSLContext | bool:
         return True
     try:
         return ssl.create_default_context(cafile=ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise UserError(f"--ca-file {ca_file}: {error.strerror or 'no certificate in PEM form'}") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        reason = getattr(error, "strerror", None) or "no certificate in PEM form"
+        raise UserError(f"--ca-file {ca_file!r}: {reason}") from None
 
 
 def _behind(error: BaseException | None, kind: type[BaseException]) -> bool:

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from dualstudent.errors import UserError
 
 PATHS = ("token_file", "headers_file", "ca_file", "template")
+KINDS: dict[str, type] = {"rate": float, "answer_limit": int}  # of options that have no default; texts else
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
@@ -55,10 +56,21 @@ class ServiceOptions:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ServiceOptions":
-        """Read what a manifest recorded. Raises UserError on another version's."""
+        """Read what a manifest recorded. Raises UserError on anything else."""
+        given: dict[str, Any] = dict(values) if isinstance(values, Mapping) else {"": values}
         try:
-            return cls(**values)
-        except TypeError as error:
+            for known in fields(cls):
+                value = given.get(known.name, known.default)
+                whole = type(known.default) if known.default is not None else KINDS.get(known.name, str)
+                kind = (int, float) if whole is float else whole
+                if not (value is None and known.default is None) and (
+                    not isinstance(value, kind) or (isinstance(value, bool) and whole is not bool)
+                ):
+                    raise TypeError(f"{known.name} is {str(value)[:40]!r}")
+                if whole is float and value is not None:
+                    given[known.name] = float(value)
+            return cls(**given)
+        except (TypeError, OverflowError) as error:
             raise UserError(f"these are no options of a service: {error}") from error
 
 
@@ -131,5 +143,7 @@ class Secrets:
 def _read(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError:  # a name with a NUL; bytes that are no UTF-8
+        raise UserError(f"cannot read {path!r}: no file of text") from None
