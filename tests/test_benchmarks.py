@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def call(script: str, *words: str) -> "subprocess.CompletedProcess[str]":
-    paths = os.pathsep.join(str(ROOT / part) for part in ("benchmarks", "src"))
+    paths = os.pathsep.join(str(ROOT / part) for part in ("benchmarks", "src", "tests"))
     return subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / script), *words],
         env={**os.environ, "PYTHONPATH": paths},
@@ -83,6 +84,37 @@ def test_paper_speed_is_measured_beside_the_plain_loop(tmp_path: Path) -> None:
     assert sum(ours["parts_ms"].values()) < 20 * ours["ms"], "parts of an iteration, in the same unit"
     assert set(ours["parts_ms"]) == {"climb", "ask", "imitate"}
     assert all(ms > 0 for ms in ours["parts_ms"].values())
+
+
+def test_figures_of_the_journals_page_are_those_measured() -> None:
+    found = json.loads((ROOT / "benchmarks" / "faults" / "results.json").read_text())
+    page = (ROOT / "docs" / "journal.md").read_text()
+    for line in (
+        f"| kills, tool and server | {found['killed']['tool']} + {found['killed']['server']} |",
+        f"| queries | {found['queries']:,} |",
+        f"| images charged again | {found['asked_again']:,} |",
+        f"| answers taken from the journal | {found['from_journal']:,} |",
+        f"| answers lost | {found['lost']} |",
+        f"bit for bit | {'yes' if found['hash_equal'] else 'no'} |",
+        f"| time | {found['seconds']:.0f} s |",
+    ):
+        assert line in page
+
+
+@pytest.mark.slow
+def test_kills_lose_nothing_over_real_sockets(tmp_path: Path) -> None:
+    """kill -9 of the tool and of the server by turns, at random points, with failing requests."""
+    out, seed = tmp_path / "results.json", str(random.SystemRandom().randrange(10**6))
+    print("seed", seed)
+    words = ["--kills", "5", "--queries", "1200", "--seed", seed, "--out", str(out)]
+    done = call("faults/run.py", *words)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert (found["kills"], found["killed"]) == (5, {"tool": 3, "server": 2})
+    assert (found["lost"], found["hash_equal"], found["journal_whole"]) == (0, True, True)
+    assert found["asked"] == 1200 + found["asked_again"]
+    assert found["asked_again"] <= 3 * 2 * found["most_in_flight"]
+    assert found["answered"] <= found["asked"] + found["failed"] + 3 * found["most_in_flight"]
 
 
 @pytest.mark.slow

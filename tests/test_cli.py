@@ -239,3 +239,17 @@ def test_data_get_without_the_network(tmp_path: Path, capsys: pytest.CaptureFixt
     assert len(said) == 1
     assert "cannot download http://127.0.0.1:9/" in said[0]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", methods.registry())
+@pytest.mark.parametrize("command", ["extract", "plan"])
+def test_every_method_has_options_of_names_of_their_own(
+    command: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A method's learning rate beside a service's --rate, say: two of one name would end in an error."""
+    with pytest.raises(SystemExit) as stop:
+        main([command, name, "--help"])
+    assert stop.value.code == 0
+    options = re.findall(r"^[│ ]*(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE)
+    assert {"--rate", "--target", "--shape"} <= set(options)
+    assert len(options) == len(set(options))

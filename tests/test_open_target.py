@@ -83,6 +83,12 @@ class TestReferences:
         assert opened.target.spec == ds.Spec((1, 8, 8), 5, levels=16)
         assert asked(opened.target).shape == (5, 5)
 
+    def test_levels_are_those_that_are_sent(self) -> None:
+        options = TargetOptions((1, 8, 8), 3, levels=256)
+        opened = open_target("torch:my_own_targets:probabilities", options)
+        assert opened.target.spec == ds.Spec((1, 8, 8), 3, levels=256)
+        assert torch.equal(asked(opened.target), opened.target((images() * 255).round() * (1 / 255)))
+
     def test_labels_of_an_unknown_number_of_classes(self) -> None:
         options = TargetOptions((1, 8, 8), "unknown", output="labels")
         target = open_target("torch:my_own_targets:logits", options).target
@@ -93,7 +99,20 @@ class TestReferences:
         [
             ("nowhere", OPTIONS, "no target 'nowhere'"),
             ("torch:", OPTIONS, "no target 'torch:'"),
-            ("onnx:model", OPTIONS, "no target 'onnx:model'"),
+            ("onnx:", OPTIONS, "no target 'onnx:'"),
+            ("onnx:model", OPTIONS, "no file model"),
+            ("torch:my_own_targets:logits", TargetOptions((1, 8, 8), 3, levels=1), "1 input levels"),
+            (
+                "torch:my_own_targets:logits",
+                TargetOptions((1, 8, 8), 3, layout="nhwc"),
+                "--layout does not fit",
+            ),
+            ("python:my_own_targets:Whole", TargetOptions(output_name="p"), "--output-name does not fit"),
+            (
+                "python:my_own_targets:Whole",
+                TargetOptions(levels=256),
+                "--levels does not fit .* spec of its own",
+            ),
             ("torch:my_own_targets", OPTIONS, "package.module:factory"),
             ("torch:my_own_target:logits", OPTIONS, "cannot import 'my_own_target'"),
             ("torch:my_own_targets:logit", OPTIONS, "has no 'logit'"),
@@ -152,6 +171,11 @@ class TestFolder:
     ) -> None:
         with pytest.raises(ds.UserError, match="leave it out"):
             open_target(str(digits_target), options)
+
+    def test_levels_of_a_trained_one(self, digits_target: Path) -> None:
+        assert open_target(str(digits_target), TargetOptions(levels=256)).target.spec.levels == 256
+        with pytest.raises(ds.UserError, match="--levels counts those of pixels"):
+            open_target(str(digits_target), TargetOptions(levels=256, space="normalised"))
 
     def test_other_weights_are_not_the_target(self, copy: Path) -> None:
         weights = copy / "model.safetensors"

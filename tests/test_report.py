@@ -309,3 +309,34 @@ def test_curves_png(runs: int, tmp_path: Path) -> None:
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width > 1600
         assert picture.convert("RGB").getpixel((2, 2)) == (255, 255, 255)
+
+
+def test_bill_of_a_service_is_told(tmp_path: Path, report: Report) -> None:
+    bill: dict[str, Any] = {
+        "asked": 50_064,
+        "asked_again": 64,
+        "audit": 900,
+        "from_journal": 1_280,
+        "failed": 192,
+    }
+    bill |= {
+        "from_journal": 1_280,
+        "requests": 799,
+        "retried": 3,
+        "statuses": {"200": 796, "503": 2, "timeout": 1},
+    }
+    bill |= {"bytes_sent": 614_400_000, "bytes_received": 2_038_000, "waiting_s": 754.2, "price": 76.446}
+    run = make_run(tmp_path / "demo")
+    edit(run / "result.json", bill=bill)
+    page = report(run)
+    for words in (
+        "Unique images 50,000 Charged 50,064 Asked again 64 Audit images 900 From the journal 1,280",
+        "Failed images 192 Requests 799 Retried requests 3 Answers by status 200: 796, 503: 2, timeout: 1",
+        "Sent 614 MB Received 2.04 MB Waited for answers 13 min Price 76.45",
+        "only those that were in flight",
+    ):
+        assert words in page.text
+    edit(run / "result.json", bill={**bill, "statuses": HOSTILE, "bytes_sent": -1, "price": [HOSTILE]})
+    page = report(run)
+    assert "Answers by status 2" not in page.text
+    assert "Received 2.04 MB" in page.text

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,39 @@ class TestFiles:
     def test_a_folder_is_no_file(self, tmp_path: Path) -> None:
         with pytest.raises(ds.UserError):
             read_json(tmp_path)
+
+
+class TestService:
+    def test_a_target_whose_answers_come_a_request_at_a_time_is_one(self) -> None:
+        class Slow:
+            spec = ds.Spec((1, 2, 2), 3)
+
+            def __init__(self) -> None:
+                self.traffic = ds.Traffic()
+
+            def requests(self, x: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+                for rows in reversed(torch.split(torch.arange(len(x)), 2)):
+                    self.traffic.requests += 1
+                    yield rows, torch.eye(3)[rows % 3]
+
+            def __call__(self, x: torch.Tensor) -> torch.Tensor:
+                answers = torch.zeros(len(x), 3)
+                for rows, found in self.requests(x):
+                    answers[rows] = found
+                return answers
+
+        service, other = Slow(), Slow()
+        assert isinstance(service, ds.Service)
+        assert isinstance(service, ds.Target)
+        assert service(torch.zeros(5, 1, 2, 2)).argmax(1).tolist() == [0, 1, 2, 0, 1]
+        assert service.traffic.requests == 3
+        service.traffic.statuses["200"] = 3
+        assert other.traffic == ds.Traffic()
+
+    def test_a_module_in_this_process_is_none(self) -> None:
+        target = ds.CallableTarget(lambda x: x, ds.Spec((1, 2, 2), 3))
+        assert isinstance(target, ds.Target)
+        assert not isinstance(target, ds.Service)
 
 
 class TestPackage:

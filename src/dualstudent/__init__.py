@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dualstudent.methods import DualStudent
     from dualstudent.networks import load_student
     from dualstudent.oracle import Oracle
-    from dualstudent.spec import Access, Spec, Target
+    from dualstudent.spec import Access, Service, Spec, Target, Traffic
     from dualstudent.targets import CallableTarget, ModuleTarget, open_target, train_target
 
 _HOME = {
@@ -25,7 +25,7 @@ _HOME = {
     "methods": ("DualStudent",),
     "networks": ("load_student",),
     "oracle": ("Oracle",),
-    "spec": ("Access", "Spec", "Target"),
+    "spec": ("Access", "Service", "Spec", "Target", "Traffic"),
     "targets": ("CallableTarget", "ModuleTarget", "open_target", "train_target"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
@@ -40,10 +40,12 @@ __all__ = [
     "Oracle",
     "Overdraft",
     "Run",
+    "Service",
     "Spec",
     "Stopped",
     "Target",
     "TargetError",
+    "Traffic",
     "UserError",
     "evaluate",
     "extract",

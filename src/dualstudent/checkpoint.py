@@ -84,7 +84,7 @@ class Snapshots:
             account.rewind(values["spent"])
             for problem, broken in zip(problems, found, strict=False):
                 log.warning(
-                    "%s; going on from %s, %d images are asked again", problem, path.name, account.asked_again
+                    "%s; going on from %s, %d images are asked again", problem, path.name, account.lost
                 )
                 if parallel.rank() == 0:
                     broken.replace(broken.with_name(broken.name + ".damaged"))

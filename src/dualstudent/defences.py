@@ -1,11 +1,13 @@
 """Targets around targets that reveal less. They compose by wrapping."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from dualstudent.oracle import Part, asking
 from dualstudent.spec import Access, Spec, Target
 
 
@@ -22,7 +24,14 @@ class LabelOnly:
 
     def __call__(self, x: Float[Tensor, "b c h w"], /) -> Float[Tensor, "rows k"]:
         """Return one-hot rows."""
-        answer = self.inner(x)
+        return self.reveal(self.inner(x))
+
+    def requests(self, x: Float[Tensor, "b c h w"]) -> Iterator[Part]:
+        """Start asking; return the parts as they are answered."""
+        return ((places, self.reveal(answer)) for places, answer in asking(self.inner, x))
+
+    def reveal(self, answer: Float[Tensor, "b k"]) -> Float[Tensor, "rows k"]:
+        """Return what is left of the inner target's answer."""
         return F.one_hot(answer.argmax(1), answer.shape[1]).to(answer.dtype)
 
 
@@ -31,3 +40,8 @@ def bare(target: Target) -> Target:
     while isinstance(target, LabelOnly):
         target = target.inner
     return target
+
+
+def revealed(target: Target, answer: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+    """Return what a target's wrappers leave of an answer of the bare one."""
+    return target.reveal(revealed(target.inner, answer)) if isinstance(target, LabelOnly) else answer

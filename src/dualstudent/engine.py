@@ -8,6 +8,7 @@ import torch
 
 from dualstudent import parallel
 from dualstudent.checkpoint import Snapshots
+from dualstudent.desk import Desk
 from dualstudent.errors import Stopped, UserError
 from dualstudent.ledger import Account, Shown
 from dualstudent.methods import Method, Metrics, Phase, State
@@ -86,11 +87,13 @@ def run(
     numerics: Numerics = AUTO,
     watch: Watch = lambda moment: False,
     resumed: Callable[[int, Any], None] = lambda step, state: None,
+    desk: Desk | None = None,
 ) -> S:
     """Extract a target and return the final state.
 
     Starts from the snapshot if there is one, and tells `resumed` step and state; saves one before the
-    first query, when due, when `watch` wants to stop (raising Stopped), and at the end. Raises
+    first query, when due, when `watch` wants to stop (raising Stopped), and at the end. With a `desk`
+    answers that its journal holds are not asked again. Raises
     UserError before the first query where method, target and budget do not fit, TargetError,
     Diverged and Overdraft as the oracle does.
     """
@@ -110,11 +113,13 @@ def run(
         parallel.meet()
     if parallel.total(first) != first * parallel.world():
         raise UserError("the ranks read different snapshots: resume again")
+    if desk is not None:
+        desk.resumed(account.spent)
     if shown is not None:
         shown.rewind(account.spent)
     resumed(first, state)
     asked: list[Exchange] = []
-    oracle = Oracle(target, account, shown, asked)
+    oracle = Oracle(target, account, shown, asked, desk)
     programs = _programs(state, device, any(compiled))
     total = sum(phase.steps for phase in phases)
     step = 0

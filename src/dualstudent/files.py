@@ -1,6 +1,7 @@
 """Files that are whole or not there, with one clear line where they cannot be had."""
 
 import json
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -55,9 +56,20 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is missing: is {path.parent} the right folder?") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not readable as JSON: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is not readable as JSON: it is nested too deeply") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no JSON object")
     return values
+
+
+def closed(folder: Path) -> None:
+    """Raise UserError where a link in a folder leads out of it: what is written must stay inside."""
+    home = folder.resolve()
+    for place, folders, files in os.walk(folder):
+        for path in (Path(place) / name for name in (*folders, *files)):
+            if path.is_symlink() and not path.resolve().is_relative_to(home):
+                raise UserError(f"{path} is a link out of {folder}: replace it by what it leads to")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -13,6 +13,7 @@ from dualstudent.errors import UserError, unknown
 
 WORTHWHILE = 200  # steps from which compiling, a minute for large networks, is won back
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
+Compile = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,13 @@ class Numerics:
 
     precision: Precision = "auto"  # auto: tf32 on a GPU, fp32 on a CPU; bf16: students and generator only
     deterministic: bool = False  # on a GPU: bit for bit the same each time, and slower (a CPU always is)
-    compile: Literal["auto", "on", "off"] = "auto"  # networks by torch.compile; auto: in long phases on a GPU
+    compile: Compile = "auto"  # networks by torch.compile; auto: in long phases on a GPU
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
             raise unknown("precision", self.precision, get_args(Precision))
+        if self.compile not in get_args(Compile):
+            raise unknown("way to compile", str(self.compile), get_args(Compile))
 
     def on(self, device: str | torch.device) -> "Numerics":
         """Return what "auto" means on a device. Raises UserError for what it cannot do."""

@@ -1,30 +1,54 @@
 """The only door to a target: it charges first, checks the answer, and keeps no gradient."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import accumulate
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dualstudent import parallel
-from dualstudent.errors import Diverged, TargetError, UserError
+from dualstudent.errors import Diverged, Stopped, TargetError, UserError
 from dualstudent.ledger import Account, Shown
 from dualstudent.spec import Access, Spec, Target
 
 Exchange = tuple[Tensor, Tensor]  # images as the target saw them, and its answers
+Part = tuple[Tensor, Tensor]  # positions in the batch, and their answers
 SUM_TOLERANCE = 1e-3  # how far the sum of a row of probabilities may be from one
+
+
+@runtime_checkable
+class Question(Protocol):
+    """Images to be asked where every answer is paid for."""
+
+    @property
+    def due(self) -> int:
+        """Images that are not charged yet."""
+
+    def parts(self) -> Iterator[Part]:
+        """Start asking what is missing; return all parts, those that are paid already first."""
+
+
+@runtime_checkable
+class Paid(Protocol):
+    """Where the answers to paid questions are kept."""
+
+    def question(self, x: Tensor, first: int) -> Question:
+        """Return the question of images at the positions of the history from `first`. Raises UserError."""
 
 
 class Oracle:
     """What a method may ask. Charges the account before it asks; no attribute leads to the target.
 
     Images are detached and rounded to `spec.levels`, answers are computed without a graph and
-    verified; `asked`, where given, gets each exchange. Raises Overdraft and Diverged before asking,
-    TargetError on an answer that is no answer.
+    verified; `asked`, where given, gets each exchange. With `paid`, the bare target is asked there,
+    and what it has answered before is neither charged nor asked again. Raises Overdraft and Diverged
+    before asking, TargetError on an answer that is no answer.
     """
 
-    __slots__ = ("_ask", "spec")
+    __slots__ = ("_begin", "spec")
 
     def __init__(
         self,
@@ -32,30 +56,95 @@ class Oracle:
         account: Account,
         shown: Shown | None = None,
         asked: list[Exchange] | None = None,
+        paid: Paid | None = None,
     ) -> None:
         spec = target.spec
 
-        def ask(x: Tensor) -> Tensor:
+        def charged(x: Tensor) -> Callable[[], Iterator[Part]]:
+            """Charge a batch, durably, and return what asks it."""
+            if paid is None:
+                account.charge(parallel.total(len(x)))
+                return partial(asking, target, x)
+            question = paid.question(x, account.spent)
+            account.charge(len(x), held=len(x) - question.due)
+            return question.parts
+
+        def begin(batches: Sequence[Tensor]) -> Iterator[Tensor]:
+            x = batches[0] if len(batches) == 1 else torch.cat(list(batches))
             x = spec.quantise(x.detach())
             _check_images(x, spec)
-            account.charge(parallel.total(len(x)))
+            ask = charged(x)
             parallel.meet()  # the charge is on disk before any rank asks
             with torch.inference_mode(), torch.autocast(x.device.type, enabled=False):
-                answer = answered(target, x)
-            # copied: inference tensors cannot be saved for backward
-            answer = checked(answer, len(x), spec).to(x.dtype, copy=True)
-            if shown is not None:
-                shown.add(x, answer)
-            if asked is not None:
-                asked.append((x, answer))
-            return answer
+                parts = ask()
+            return collect(parts, x, [len(batch) for batch in batches])
 
-        self._ask = ask
+        def collect(parts: Iterator[Part], x: Tensor, sizes: list[int]) -> Iterator[Tensor]:
+            begun = len(x)
+            for answer, end in _in_order(parts, x, spec, sizes):
+                if end == begun:  # all are there, before the last batch is handed out
+                    if shown is not None:
+                        shown.add(x, answer)
+                    if asked is not None:
+                        asked.append((x, answer))
+                yield answer[end - sizes[0] : end]
+                sizes = sizes[1:]
+
+        self._begin = begin
         self.spec = spec
 
     def __call__(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         """Show a batch and return the answers, rows on the simplex."""
-        return self._ask(x)
+        [answer] = self._begin([x])
+        return answer
+
+    def begin(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Charge and ask batches in one question now; return the answers of each, in order.
+
+        A service answers while the caller works: each batch is waited for when it is taken, and all
+        must be. Other targets have answered when this returns.
+        """
+        return self._begin(batches)
+
+
+def asking(target: Target, x: Tensor) -> Iterator[Part]:
+    """Start asking and return the parts as they are answered: a service's requests, or one whole."""
+    requests = getattr(target, "requests", None)
+    if requests is not None:
+        return requests(x)  # type: ignore[no-any-return]
+    return iter([(torch.arange(len(x)), answered(target, x))])
+
+
+def together(parts: Iterator[Part], x: Tensor, spec: Spec) -> Tensor:
+    """Return the answers of all parts as one tensor (b, k). Raises TargetError where they are none."""
+    [(rows, _)] = _in_order(parts, x, spec, [len(x)])
+    return rows
+
+
+def _in_order(
+    parts: Iterator[Part], x: Tensor, spec: Spec, sizes: Sequence[int]
+) -> Iterator[tuple[Tensor, int]]:
+    """Yield (answers, end) for each batch as soon as all rows before its end are there.
+
+    Where the number of classes is unknown that is once all are: the width depends on every answer.
+    """
+    rows: Tensor | None = None
+    there = torch.zeros(len(x), dtype=torch.bool)
+    ends = list(accumulate(sizes))
+    for places, answer in parts:
+        answer = checked(answer, len(places), spec)
+        if there[places].any():
+            raise TargetError("the target answered an image twice")
+        if rows is None:
+            rows = torch.zeros(len(x), answer.shape[1], dtype=x.dtype, device=x.device)
+        if answer.shape[1] > rows.shape[1]:
+            rows = torch.nn.functional.pad(rows, (0, answer.shape[1] - rows.shape[1]))
+        rows[places.to(x.device), : answer.shape[1]] = answer.to(rows)
+        there[places] = True
+        while ends and there[: ends[0] if spec.classes is not None else len(x)].all():
+            yield rows, ends.pop(0)
+    if ends or rows is None:
+        raise TargetError(f"the target answered {int(there.sum())} of {len(x)} images")
 
 
 def _check_images(x: Tensor, spec: Spec) -> None:
@@ -76,7 +165,7 @@ def answered(target: Callable[[Any], Any], x: Any) -> Any:
     """Return what a target, or a model in it, answers to images; raises TargetError for what it raises."""
     try:
         return target(x)
-    except UserError:
+    except (UserError, Stopped):
         raise
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -2,18 +2,19 @@
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from dualstudent.errors import UserError
 
 Labels = Literal["soft", "hard"]
+LARGEST = 10**9  # values of an image: a file that says more is damaged
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
 
 
@@ -96,8 +97,16 @@ class Spec:
             for name in ("shape", "bounds", "mean", "std"):
                 if known.get(name) is not None:
                     known[name] = tuple(known[name])
-            return cls(**known)
-        except (KeyError, TypeError) as error:
+            spec = cls(**known)
+            counts = [*spec.shape, *(n for n in (spec.classes, spec.levels) if n is not None)]
+            if not all(type(n) is int for n in counts) or max(math.prod(spec.shape), *counts) > LARGEST:
+                raise ValueError(f"shape {spec.shape}, {spec.classes} classes, {spec.levels} levels")
+            for number in (*spec.bounds, *(spec.mean or ()), *(spec.std or ())):
+                math.isfinite(number)
+            return spec
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"not a spec: {error}") from error
 
 
@@ -111,6 +120,46 @@ class Target(Protocol):
 
     def __call__(self, x: Float[Tensor, "b c h w"], /) -> Float[Tensor, "b k"]:
         """Return class probabilities (or one-hot labels), a row an image."""
+
+
+@dataclass
+class Traffic:
+    """Counters of what went over the wire to a service; in one process they only grow."""
+
+    requests: int = 0  # sent, those asked again included
+    retried: int = 0  # requests that were asked again
+    failed_images: int = 0  # images in requests that failed and were asked again
+    sent: int = 0  # bytes
+    received: int = 0  # bytes
+    waiting: float = 0.0  # seconds that the run waited for answers
+    statuses: dict[str, int] = field(default_factory=dict)  # "200": 12, "503": 1, "timeout": 2, "reset": 1
+
+
+@runtime_checkable
+class Service(Target, Protocol):
+    """A target where every answer is paid for: its answers come a request at a time.
+
+    `__call__` assembles what `requests` yields, in order.
+    """
+
+    traffic: Traffic
+
+    def requests(
+        self, x: Float[Tensor, "b c h w"]
+    ) -> Iterator[tuple[Int64[Tensor, "n"], Float[Tensor, "n k"]]]:
+        """Yield (positions in the batch, answers on the simplex) of each request as soon as it is answered,
+        in whatever order.
+        """
+
+
+@runtime_checkable
+class Telling(Service, Protocol):
+    """A service that tells what it is about to send: after a crash the bill knows what never was."""
+
+    def telling(
+        self, x: Float[Tensor, "b c h w"], sending: Callable[[Int64[Tensor, "n"]], None]
+    ) -> Iterator[tuple[Int64[Tensor, "n"], Float[Tensor, "n k"]]]:
+        """Do as `requests`, and call `sending(positions)` before each request is sent, in any thread."""
 
 
 def parse_count(text: str) -> int:

@@ -21,6 +21,8 @@ COMMANDS = {
     "evaluate": "judge a run's clone on other test images",
     "transfer": "attack a run's target with images made on its clone",
     "sweep": "do many runs that one file describes",
+    "serve": "offer a target over HTTP, to try things",
+    "journal": "verify, export or repair a run's journal of paid answers",
     "report": "make one HTML page of runs",
     "export": "write a run's clone as ONNX",
     "data": "download a data set's original files",
@@ -56,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _complain("out of memory: take a smaller --batch or a smaller network")
     except Exception as error:
+        if isinstance(error, RuntimeError) and "allocat" in str(error) and "memory" in str(error):  # torch's
+            return _complain("out of memory: take a smaller --batch, a smaller network or smaller images")
         if os.environ.get("DUALSTUDENT_TRACE"):
             raise
         _complain(

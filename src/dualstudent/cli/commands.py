@@ -18,7 +18,6 @@ from dualstudent.cli.parse import parse, peek
 from dualstudent.cli.show import Bars, console, following, percent, result_table, stopping
 from dualstudent.data import DATA_SETS, Images, fetch, load_data
 from dualstudent.errors import Missing, Stopped, UserError, unknown
-from dualstudent.ledger import Account
 from dualstudent.networks import ARCHITECTURES, work
 
 log = logging.getLogger(__name__)
@@ -72,22 +71,11 @@ def _train(args: list[str]) -> int:
 
 
 def _check(args: list[str]) -> int:
+    from dualstudent.cli.checking import check
+
     form = parse(forms.CheckForm, args, "target check", "Look at a target before it is extracted.")
-    device = experiment.choose_device(form.device)
-    opened = targets.open_target(form.target, form.options, device=device)
-    data = None if form.data is None else load_data(form.data, form.split, folder=form.data_dir)
-    found = targets.check_target(opened.target, Account("audit"), data)
-    table = Table(title=opened.name, title_justify="left", show_header=False)
-    for name, value in found.spec.items():
-        table.add_row(name, str(value))
-    table.add_row("mode", found.mode)
-    table.add_row("answers to noise", ", ".join(f"class {c} ({p:.2f})" for c, p in found.answers))
-    table.add_row("latency of one image", f"{found.latency_ms:.2f} ms")
-    if found.accuracy is not None:
-        table.add_row("accuracy", percent(found.accuracy))
-    table.add_row("images shown (audit)", f"{found.images:,}")
-    console.print(table)
-    return 0
+    set_threads(form.machine.threads, None)
+    return check(form)
 
 
 def _method_args(command: str, args: list[str], **parts: type) -> tuple[Any, str]:
@@ -110,11 +98,20 @@ def _method_args(command: str, args: list[str], **parts: type) -> tuple[Any, str
 
 def plan_command(args: list[str]) -> int:
     """dualstudent plan."""
+    from dualstudent.cli.checking import price_of, read_check, show_plan
+
     form, _ = _method_args(
-        "plan", args, extraction=forms.Planned, access=targets.TargetOptions, machine=forms.Computed
+        "plan",
+        args,
+        extraction=forms.Planned,
+        costs=forms.Costed,
+        access=targets.TargetOptions,
+        machine=forms.Computed,
     )
     device = experiment.choose_device(form.machine.device)
     opened = targets.open_target(form.extraction.target, form.access, device=device)
+    pace, price = read_check(form.costs.check, opened)
+    price = price if form.costs.price is None else price_of(form.costs.price)
     set_threads(form.machine.threads, opened.target.spec.shape, getattr(form.method, "student", "auto"))
     data = None
     with contextlib.suppress(UserError):  # what is not at hand, extract would not judge by either
@@ -127,21 +124,9 @@ def plan_command(args: list[str]) -> int:
         device=device,
         numerics=form.machine.numerics,
         data=data,
+        pace=pace,
     )
-    table = Table(title=f"plan: {form.method.name} on {opened.name}", title_justify="left")
-    for column in ("phase", "steps", "queries a step", "queries"):
-        table.add_column(column, justify="left" if column == "phase" else "right")
-    for name, steps, cost in found.phases:
-        table.add_row(name, f"{steps:,}", f"{cost:,}", f"{steps * cost:,}")
-    table.add_row("all", f"{sum(s for _, s, _ in found.phases):,}", "", f"{found.queries:,}")
-    console.print(table)
-    console.print(
-        f"estimated time {found.seconds:.0f} s on {device} with {torch.get_num_threads()} threads,"
-        f" {'evaluations not' if data is None else f'evaluations on {len(data):,} images'} included;"
-        " the target was not asked"
-    )
-    if not found.whole:
-        console.print("the target's own time comes on top: 'dualstudent target check' measures it")
+    show_plan(form.method.name, opened, found, data, price, device)
     return 0
 
 
@@ -179,6 +164,9 @@ def extract_command(args: list[str]) -> int:
                 points=e.points,
                 snapshot_every=e.snapshot_every,
                 tensorboard=e.tensorboard,
+                journal=e.journal if {"--journal", "--no-journal"} & set(args) else None,
+                price=e.price,
+                probe_every=e.probe_every,
                 command=["dualstudent", "extract", *args],
                 progress=following(bars, budget),
                 stop=stop,
@@ -217,6 +205,7 @@ def resume_command(args: list[str]) -> int:
                 form.run,
                 queries=form.queries,
                 place=form.target,
+                probe_every=form.probe_every,
                 progress=following(bars, budget),
                 stop=stop,
             )
@@ -247,6 +236,13 @@ def transfer_command(args: list[str]) -> int:
     return attack(parse(forms.TransferForm, args, "transfer", "Attack a run's target with its clone."))
 
 
+def journal_command(args: list[str]) -> int:
+    """dualstudent journal verify|export|repair."""
+    from dualstudent.cli.journalling import journal
+
+    return journal(args)
+
+
 def report_command(args: list[str]) -> int:
     """dualstudent report."""
     from dualstudent.report import render
@@ -264,6 +260,13 @@ def sweep_command(args: list[str]) -> int:
     from dualstudent.cli.sweeping import run_sweep
 
     return run_sweep(parse(forms.SweepForm, args, "sweep", "Do many runs that one file describes."))
+
+
+def serve_command(args: list[str]) -> int:
+    """dualstudent serve."""
+    from dualstudent.cli.serving import start
+
+    return start(parse(forms.ServeForm, args, "serve", "Offer a target over HTTP (Open Inference Protocol)."))
 
 
 def export_command(args: list[str]) -> int:

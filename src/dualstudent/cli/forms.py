@@ -34,7 +34,7 @@ class Computed(Machine, Numerics):
 class Planned:
     """What to extract."""
 
-    target: str  # folder of 'target train', torch:package.module:factory or python:package.module:factory
+    target: str  # folder of 'target train', onnx:FILE, torch:package.module:factory or python:…
     queries: Count  # the budget, spent to the last image: 50000, 50k, 2M
     labels: Labels = "soft"  # soft: the target's probabilities; hard: its top class only
     preset: str | None = None  # named recipe of the method (see dualstudent list); options change it
@@ -53,6 +53,11 @@ class Extracted:
     points: int = 20  # evaluations along the run, charged to the audit once
     snapshot_every: float = 20.0  # seconds between snapshots
     tensorboard: bool = False  # write TensorBoard events too
+    journal: bool = False  # keep each answer on disk before it is learnt; default: for services only
+    price: float | None = None  # of 1,000 images, for the bill
+    probe_every: int | None = (
+        None  # queries between probes for another model (audit); 0: none; default: services
+    )
 
 
 @dataclass(frozen=True)
@@ -71,14 +76,27 @@ class TrainForm:
 
 @dataclass(frozen=True)
 class CheckForm:
-    """Check a target: range, shape, mode, a few answers, latency; accuracy with --data."""
+    """Check a target: what it takes and answers, how fast it is, what looks wrong; accuracy with --data."""
 
     target: tyro.conf.Positional[str]
     data: str | None = None  # test images
     split: str = "test"
     data_dir: Path | None = None
+    images: int = 8  # images shown, charged to the audit; more tell better how fast it is
+    queries: Count | None = None  # budget whose time and price are estimated
+    price: float | None = None  # of 1,000 images, in any currency
+    out: Path | None = None  # file for what was found, for 'plan --check'
+    json: bool = False  # print it as JSON
     options: TargetOptions = field(default_factory=TargetOptions)
-    device: str = "auto"
+    machine: Machine = field(default_factory=Machine)
+
+
+@dataclass(frozen=True)
+class Costed:
+    """What is known of the target's own time and price."""
+
+    check: Path | None = None  # file that 'target check --out' wrote: its times and price are counted in
+    price: float | None = None  # of 1,000 images, in any currency; default: as the check says
 
 
 @dataclass(frozen=True)
@@ -87,6 +105,7 @@ class ResumeForm:
 
     run: tyro.conf.Positional[Path]
     queries: Count | None = None  # the larger budget
+    probe_every: int | None = None  # queries between probes for another model; 0: none; default: as before
     target: str | None = None  # where the target lies now, if it has moved
 
 
@@ -170,3 +189,20 @@ class SweepForm:
     jobs: int | None = None  # runs at once; default: one a core
     slurm: str | None = None  # submit to Slurm instead: partition=gpu,timeout_min=600
     dry_run: bool = False  # say what there is to do, and do nothing
+
+
+@dataclass(frozen=True)
+class ServeForm:
+    """Offer a target over the Open Inference Protocol v2, with a count of its images."""
+
+    target: tyro.conf.Positional[str]
+    host: str = "127.0.0.1"  # address to listen at; others than this machine's own let strangers ask
+    port: int = 8000  # 0: any that is free, and printed
+    name: str = "target"  # of the model
+    labels: Labels = "soft"  # what it reveals: probabilities, or with hard the top class only
+    datatype: Literal["FP32", "FP16", "UINT8"] = "FP32"  # of its input
+    delay: float = 0.0  # seconds that every answer takes at least
+    log: Path | None = None  # file that gets a line of JSON an answer
+    token_needed: str | None = None  # environment variable with the bearer token that callers must send
+    access: TargetOptions = field(default_factory=TargetOptions)
+    machine: Machine = field(default_factory=Machine)

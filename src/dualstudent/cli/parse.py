@@ -121,7 +121,9 @@ def _flags(form: type) -> list[str]:
         if isinstance(field.type, type) and is_dataclass(field.type):
             names += _flags(field.type)
         else:
-            names.append("--" + field.name.replace("_", "-"))
+            said = [getattr(extra, "name", None) for extra in getattr(field.type, "__metadata__", ())]
+            name = next((n for n in said if isinstance(n, str)), field.name.replace("_", "-"))
+            names.append("--" + name)
             if field.type is bool:
-                names.append("--no-" + field.name.replace("_", "-"))
+                names.append("--no-" + name)
     return names

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -137,6 +138,12 @@ def result_table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
         ("unique", lambda r: f"{r['unique']:,}"),
         ("asked again", lambda r: f"{r['bill']['asked_again']:,}"),
         ("audit images", lambda r: f"{r['bill']['audit']:,}"),
+        ("of them probes", lambda r: f"{r['bill'].get('probes', 0):,}"),
+        *(
+            (title, partial(_billed, name))
+            for title, name in SERVICE
+            if any(r["bill"].get(name) for _, r in rows)
+        ),
         ("target accuracy", lambda r: percent(r["target_accuracy"])),
         ("accuracy", lambda r: percent(r["accuracy"])),
         ("each student", lambda r: " ".join(map(percent, r["accuracy_each"] or [])) or "–"),
@@ -148,6 +155,20 @@ def result_table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
     for title, value in lines:
         table.add_row(title, *(value(result) for _, result in rows))
     return table
+
+
+SERVICE = (
+    ("from the journal", "from_journal"),
+    ("requests", "requests"),
+    ("failed images", "failed"),
+    ("price", "price"),
+)
+
+
+def _billed(name: str, result: dict[str, Any]) -> str:
+    """Return a figure of the bill that not every run has."""
+    value = result["bill"].get(name)
+    return "–" if value is None else f"{value:,}"
 
 
 def percent(share: float | None) -> str:

@@ -13,7 +13,7 @@ from dualstudent.data import Images
 from dualstudent.errors import UserError
 from dualstudent.ledger import Account
 from dualstudent.networks import Clone
-from dualstudent.oracle import answered, checked
+from dualstudent.oracle import Paid, answered, together
 from dualstudent.spec import Access, Spec, Target
 
 BATCH = 500  # images of a forward pass: no result depends on it beyond rounding
@@ -34,13 +34,20 @@ def inputs(data: Images, spec: Spec) -> Iterator[Float[Tensor, "b c h w"]]:
         yield spec.quantise(spec.encode(data.pixels(start, start + BATCH)))
 
 
-def ask(target: Target, data: Images, account: Account) -> Float[Tensor, "n k"]:
-    """Return the target's answers on test images, charged to an account. Raises TargetError."""
-    answers = []
+def ask(target: Target, data: Images, account: Account, paid: Paid | None = None) -> Float[Tensor, "n k"]:
+    """Return the target's answers on test images, charged to an account unless `paid` keeps them already.
+
+    Raises TargetError.
+    """
+    answers: list[Tensor] = []
     for x in inputs(fitting(data, target.spec), target.spec):
-        account.charge(len(x))
+        question = None if paid is None else paid.question(x, sum(map(len, answers)))
+        account.charge(len(x), held=0 if question is None else len(x) - question.due)
         with torch.inference_mode():
-            answers.append(checked(answered(target, x), len(x), target.spec).to(x.dtype, copy=True))
+            parts = (
+                iter([(torch.arange(len(x)), answered(target, x))]) if question is None else question.parts()
+            )
+        answers.append(together(parts, x, target.spec))
     wide = max(answer.shape[1] for answer in answers)  # label-only targets of unknown width may differ
     return torch.cat([nn.functional.pad(answer, (0, wide - answer.shape[1])) for answer in answers])
 

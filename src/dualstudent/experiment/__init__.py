@@ -1,23 +1,29 @@
 """One run = one directory: extract, resume, evaluate, estimate, export."""
 
-from dualstudent.experiment.again import budget, choose_device
+from dualstudent.experiment.again import budget, choose_device, facing
 from dualstudent.experiment.attacks import attack_run, sweep_over
 from dualstudent.experiment.core import Run, evaluate, extract, resume
 from dualstudent.experiment.estimate import Estimate, estimate
 from dualstudent.experiment.export import export_onnx
 from dualstudent.experiment.folder import versions
+from dualstudent.experiment.journals import Verdict, export_journal, repair_journal, verify_journal
 
 __all__ = [
     "Estimate",
     "Run",
+    "Verdict",
     "attack_run",
     "budget",
     "choose_device",
     "estimate",
     "evaluate",
+    "export_journal",
     "export_onnx",
     "extract",
+    "facing",
+    "repair_journal",
     "resume",
     "sweep_over",
+    "verify_journal",
     "versions",
 ]

@@ -44,10 +44,16 @@ def same_target(opened: Opened, manifest: dict[str, Any]) -> None:
         names = [f.name for f in fields(Spec) if getattr(began, f.name) != getattr(now, f.name)]
         changed = ", ".join(f"{n} was {getattr(began, n)} and is {getattr(now, n)}" for n in names)
         raise UserError(f"the target is not the one that the run began with: {changed}")
-    sums = [(about["sha256"], opened.sha256), (about.get("weights"), weights_of(opened.target))]
+    sums: list[tuple[Any, Any]] = [
+        (about["sha256"], opened.sha256),
+        (about.get("weights"), weights_of(opened.target)),
+    ]
+    if about.get("files") and opened.files:  # an ONNX model and its weights, whatever their names are now
+        sums = [(sorted(about["files"].values()), sorted(opened.files.values()))]
     known = [(before, after) for before, after in sums if before is not None and after is not None]
     if known and known[0][0] != known[0][1]:
-        raise UserError(f"{opened.name} holds another target than the run began with (other weights)")
+        what = "weights" if opened.service is None else "metadata, version or template"
+        raise UserError(f"{opened.name} holds another target than the run began with (other {what})")
 
 
 def same_outside(method: Method[Any], manifest: dict[str, Any]) -> None:
@@ -78,10 +84,9 @@ def reopen(manifest: dict[str, Any], place: str | None = None) -> Opened:
     about = manifest["target"]
     if about["reference"] is None and place is None:
         raise UserError("the run's target was a Python object: resume it from Python and give the target")
-    options = dict(about["options"] or {})
-    for name in ("shape", "bounds"):
-        options[name] = None if options.get(name) is None else tuple(options[name])
-    return open_target(place or about["reference"], TargetOptions(**options), device=manifest["device"])
+    options = TargetOptions.from_json(about["options"] or {})
+    device = choose_device(manifest["device"])
+    return open_target(place or about["reference"], options, device=device)
 
 
 def saved_data(manifest: dict[str, Any], data: Images | None = None) -> Images:

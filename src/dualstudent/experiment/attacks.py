@@ -45,8 +45,9 @@ def attack_run(
     """
     run = RunFolder(path)
     manifest, _ = run.manifest(), run.outcome()
-    opened = reopen({**manifest, "device": device}, place)
-    same_target(opened, manifest)
+    with run.believing():
+        opened = reopen({**manifest, "device": device}, place)
+        same_target(opened, manifest)
     target, clone = opened.target, load_student(run.path).to(device)
     data = _some(fitting(data, target.spec), images)
     if clone.ids is not None:

@@ -24,7 +24,7 @@ from dualstudent.methods import Method, Phase, State
 from dualstudent.numerics import AUTO, Numerics
 from dualstudent.oracle import Oracle
 from dualstudent.spec import Access, Labels, Spec, Target
-from dualstudent.targets import ModuleTarget
+from dualstudent.targets import ModuleTarget, Pace
 
 TIMED = 3  # steps timed, after one to warm up
 
@@ -33,13 +33,15 @@ TIMED = 3  # steps timed, after one to warm up
 class Estimate:
     """The plan of a run: (name, steps, images a step) of each phase, and the expected time.
 
-    `whole` says whether the target's own time is in it: that of a network in this process is.
+    `whole` says whether the target's own time is in `seconds`: that of a network in this process is. Of
+    others it is `target_seconds`, where a check has timed them.
     """
 
     phases: list[tuple[str, int, int]]
     queries: int
     seconds: float
     whole: bool
+    target_seconds: float | None = None
 
 
 class StandIn:
@@ -99,10 +101,12 @@ def estimate(
     numerics: Numerics = AUTO,
     data: Images | None = None,
     points: int = 20,
+    pace: Pace | None = None,
 ) -> Estimate:
     """Plan a run and time a few of its steps on a scratch state; the target is not asked.
 
-    With `data`, the time of the owner's evaluations on them is in it. Raises UserError.
+    With `data`, the time of the owner's evaluations on them is in it; `pace` is what a check has found
+    of the target's own time. Raises UserError.
     """
     asked = facing(target, labels)
     engine.check(method, asked.spec)
@@ -127,4 +131,9 @@ def estimate(
     if data is not None:
         seconds += _evaluations(state, fitting(data, asked.spec).to(device), asked.spec, phases, points)
     shape = [(phase.name, phase.steps, phase.cost) for phase in phases]
-    return Estimate(shape, sum(steps * cost for _, steps, cost in shape), seconds, stand_in.work is not None)
+    own = None
+    if pace is not None and stand_in.work is None:
+        own = sum(steps * pace.seconds(cost) for _, steps, cost in shape if cost)
+        own += 0.0 if data is None else pace.seconds(len(data))
+    queries = sum(steps * cost for _, steps, cost in shape)
+    return Estimate(shape, queries, seconds, stand_in.work is not None, own)

@@ -5,6 +5,8 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 
 from dualstudent.data import Images
 from dualstudent.errors import UserError
-from dualstudent.files import read_json, write_json
+from dualstudent.files import closed, read_json, write_json
 from dualstudent.methods import Method
 from dualstudent.spec import Spec
 
@@ -21,6 +23,22 @@ NEEDED = (
     *("method", "recipe", "preset", "labels", "seed", "budgets", "target", "data", "data_free", "device"),
     *("threads", "points", "snapshot_every", "tensorboard", "data_dir"),
 )
+
+
+NUMBER = (int, float)
+KINDS: dict[str, tuple[type | None, ...]] = {
+    **dict.fromkeys(("method", "labels", "device"), (str,)),
+    **dict.fromkeys(("recipe", "target", "numerics"), (dict,)),
+    **dict.fromkeys(("seed", "threads", "points", "ranks", "probe_every"), (int,)),
+    "budgets": (list,),
+    "data": (dict, None),
+    "data_dir": (str, None),
+    "tensorboard": (bool,),
+    "snapshot_every": NUMBER,
+    "data_free": (bool,),
+}
+MOST = 10**15  # no count of a run is larger
+LEAST = {"threads": 1, "points": 1, "ranks": 1, "probe_every": 0, "snapshot_every": 0}
 
 
 class RunFolder:
@@ -35,6 +53,8 @@ class RunFolder:
         self.attack = self.path / "attack.account"
         self.audit = self.path / "audit.account"
         self.shown = self.path / "shown.bin"
+        self.journal = self.path / "journal.sqlite"
+        self.probes = self.path / "probes.json"
         self.timing = self.path / "timing.json"
         self.student = self.path / "student"
         self.start = self.path / "start"
@@ -54,7 +74,25 @@ class RunFolder:
         missing = [key for key in NEEDED if key not in values]
         if missing:
             raise UserError(f"{self.manifest_file} lacks {', '.join(missing)}: restore it from a copy")
+        wrong = next((key for key in KINDS if key in values and not _plausible(key, values[key])), None)
+        if wrong is not None:
+            said = str(values[wrong])[:40]
+            raise UserError(f"{self.manifest_file}: {wrong} cannot be {said!r}: restore it from a copy")
+        closed(self.path)
         return values
+
+    @contextmanager
+    def believing(self) -> Iterator[None]:
+        """Make a UserError of whatever values that no run writes lead to, where a manifest is acted on."""
+        try:
+            yield
+        except (UserError, OSError):
+            raise
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(
+                f"{self.manifest_file} holds what no run writes ({what}): restore it from a copy"
+            ) from error
 
     def outcome(self) -> dict[str, Any]:
         """Return the result. Raises UserError where there is none that we can read."""
@@ -80,6 +118,22 @@ class RunFolder:
             except OSError as error:
                 raise UserError(f"cannot make {path}: {error.strerror}") from error
         write_json(self.manifest_file, manifest)
+
+
+def _plausible(key: str, value: Any) -> bool:
+    """Return whether a manifest may hold a value: it comes from elsewhere, perhaps from a stranger."""
+    kinds = KINDS[key]
+    if value is None:
+        return None in kinds
+    if not any(isinstance(value, kind) for kind in kinds if kind is not None):
+        return False
+    if isinstance(value, bool):
+        return bool in kinds
+    if key == "budgets":
+        counts = [b for b in value if isinstance(b, int) and not isinstance(b, bool) and 0 < b < MOST]
+        return bool(value) and len(counts) == len(value)
+    most = 4096 if key == "threads" else MOST
+    return not isinstance(value, NUMBER) or LEAST.get(key, -MOST) <= value < most
 
 
 def vacant(path: Path, overwrite: bool) -> None:

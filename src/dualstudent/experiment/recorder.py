@@ -37,6 +37,7 @@ def evaluation_steps(phases: Sequence[Phase[Any]], points: int) -> set[int]:
     ends = list(accumulate(phase.steps for phase in phases))
     asking = [s for end, p in zip(ends, phases, strict=True) if p.cost for s in range(end - p.steps, end)]
     count = len(asking)
+    points = min(points, count)
     wanted = {max(1, round(count * i / points)) for i in range(1, points + 1)}
     wanted |= {max(1, count >> i) for i in range(8)}
     found = {asking[at - 1] + 1 for at in wanted} | {ends[-1]}
@@ -192,7 +193,7 @@ def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
         try:
             values = json.loads(line)
             found.append((line, {**values, "step": int(values["step"]), "event": str(values["event"])}))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path}, line {number} is no record of a run: restore the file") from error
     return found
 

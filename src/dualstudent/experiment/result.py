@@ -4,7 +4,9 @@ import math
 from typing import Any
 
 from dualstudent.experiment.folder import SCHEMA_VERSION, RunFolder
+from dualstudent.experiment.paying import bill
 from dualstudent.experiment.recorder import Recorder, read_curve, renewals
+from dualstudent.journal import Journal
 from dualstudent.ledger import Account, Shown
 from dualstudent.methods.monitor import COLLAPSE
 
@@ -33,6 +35,8 @@ def compose(
     *,
     planned: int,
     figures: dict[str, Any] | None,
+    journal: Journal | None = None,
+    probes: int = 0,
 ) -> dict[str, Any]:
     """Return result.json. All but `timing` and `bill` depends on recipe, seed and target alone."""
     curve = read_curve(run)
@@ -60,7 +64,7 @@ def compose(
             "queries_per_s": round(attack.spent / max(recorder.wall, 1e-9), 1),
             "sessions": recorder.sessions,
         },
-        "bill": {"asked": attack.asked, "asked_again": attack.asked_again, "audit": audit.asked},
+        "bill": bill(manifest, attack, audit, shown.unique, journal) | {"probes": probes},
     }
 
 
@@ -133,6 +137,10 @@ def _flags(
         ),
         ("selection", True, "the final model, never chosen on test images"),
     ]
+    if manifest.get("probe_every"):
+        flags.append(
+            ("same target", True, f"asked every {manifest['probe_every']:,} queries, it answered alike")
+        )
     if len(manifest["budgets"]) > 1:
         before = ", ".join(f"{budget:,}" for budget in manifest["budgets"][:-1])
         flags.append(("extended", False, f"planned for {before} queries first, then extended"))

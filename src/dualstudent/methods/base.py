@@ -5,9 +5,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
+import tyro
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from dualstudent.networks import Clone
 from dualstudent.oracle import Oracle
 from dualstudent.spec import Access, Spec
 
+Rate = Annotated[float, tyro.conf.arg(name="learning-rate")]  # --rate is that of a service, images a second
 Schedule = Callable[[float], float]  # progress in [0, 1) -> factor on the learning rates
 Metrics = Mapping[str, Tensor]  # scalars are logged; what has more axes is kept for the next evaluation
 
@@ -95,8 +97,9 @@ class Method(ABC, Generic[S]):
         """Raise UserError for the first field that is below its least value."""
         for name, value in least.items():
             if not value <= getattr(self, name) < math.inf:
-                flag = name.replace("_", "-")
-                raise UserError(f"--{flag} {getattr(self, name)}: it must be at least {value:g} and finite")
+                raise UserError(
+                    f"{option(name)} {getattr(self, name)}: it must be at least {value:g} and finite"
+                )
 
     def plausible(self) -> None:
         """Raise UserError for values that no recipe can mean, in fields that several methods have."""
@@ -120,6 +123,11 @@ class Method(ABC, Generic[S]):
 
 _SHARES, _POSITIVE = ("drops", "grey"), ("radius",)
 _BELOW_ONE = ("momentum", "average", "first", "blind", "after")
+
+
+def option(name: str) -> str:
+    """Return the command line's option for a field of a method."""
+    return "--learning-rate" if name == "rate" else "--" + name.replace("_", "-")
 
 
 def steps_down(*at: float, factor: float = 0.3) -> Schedule:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dualstudent.errors import unknown
 from dualstudent.losses import cross_entropy, kl, multi_margin
-from dualstudent.methods.base import Method, Metrics, Phase, spend, steps_down
+from dualstudent.methods.base import Method, Metrics, Phase, Rate, spend, steps_down
 from dualstudent.methods.game import (
     Loss,
     Players,
@@ -53,7 +53,7 @@ class DFME(Method[Players]):
     noise_size: int = 256  # entries of a noise vector
     width: int = 64  # channels of the generator's last hidden layer; twice as many before
     learn_range: bool = False  # learn scale and offset of the generator's last normalisation
-    rate: float = 0.1  # learning rate of the student
+    rate: Rate = 0.1  # learning rate of the student
     momentum: float = 0.9  # of the student's SGD
     weight_decay: float = 5e-4  # of the student's SGD
     generator_rate: float = 1e-4  # learning rate of the generator's Adam

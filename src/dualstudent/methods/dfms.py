@@ -13,7 +13,7 @@ from dualstudent import parallel, priors
 from dualstudent.data import Images
 from dualstudent.losses import cross_entropy, imbalance
 from dualstudent.memory import Memory
-from dualstudent.methods.base import Method, Metrics, Phase, descend, frozen, spend, steps_down
+from dualstudent.methods.base import Method, Metrics, Phase, Rate, descend, frozen, spend, steps_down
 from dualstudent.methods.game import Pupils, adam, ask, classes_of, learn, logit_distance, noise, sgd
 from dualstudent.methods.knockoff import proxy_images, settled
 from dualstudent.networks import make_students
@@ -54,7 +54,7 @@ class DFMSHL(Method[Forgers]):
     memory: int = 1_000_000  # exchanges kept
     noise_size: int = 100  # entries of a noise vector
     width: int = 64  # channels of the DCGAN's widest maps
-    rate: float = 0.1  # learning rate of the student
+    rate: Rate = 0.1  # learning rate of the student
     momentum: float = 0.9  # of the student's SGD
     weight_decay: float = 5e-4  # of the student's SGD
     gan_rate: float = 2e-4  # learning rate of both Adams, betas 0.5 and 0.999

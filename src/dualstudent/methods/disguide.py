@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dualstudent.losses import imbalance, spread
 from dualstudent.memory import Memory
-from dualstudent.methods.base import Method, Metrics, Phase, descend, frozen, spend, steps_down
+from dualstudent.methods.base import Method, Metrics, Phase, Rate, descend, frozen, spend, steps_down
 from dualstudent.methods.game import Rememberers, adam, ask, classes_of, learn, make, noise, sgd, usual
 from dualstudent.networks import Generator, make_students
 from dualstudent.oracle import Oracle
@@ -32,7 +32,7 @@ class DisGUIDE(Method[Rememberers]):
     noise_size: int = 256  # entries of a noise vector
     width: int = 64  # channels of the generator's last hidden layer; twice as many before
     learn_range: bool = False  # learn scale and offset of the generator's last normalisation
-    rate: float = 0.03  # learning rate of the students
+    rate: Rate = 0.03  # learning rate of the students
     momentum: float = 0.9  # of the students' SGD
     weight_decay: float = 5e-4  # of the students' SGD
     generator_rate: float = 1e-4  # learning rate of the generator's Adam

@@ -1,6 +1,6 @@
 """Dual Student Networks (Beetham, Kardan, Mian, Shah; ICLR 2023; arXiv 2309.10058)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, get_args
 
@@ -145,7 +145,7 @@ class DualStudent(Method[DualStudentState]):
 
     def ask(
         self, state: DualStudentState, oracle: Oracle, sizes: Sequence[int]
-    ) -> list[tuple[Tensor, Tensor]]:
+    ) -> Iterable[tuple[Tensor, Tensor]]:
         """Ask fresh images, all batches of an iteration at once: nothing moves the generator in between."""
         return ask(state, oracle, make(state, oracle, sizes, self.noise))
 

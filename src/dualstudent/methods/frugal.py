@@ -11,7 +11,7 @@ from torch import Tensor
 from dualstudent import parallel, priors
 from dualstudent.losses import spread
 from dualstudent.memory import Memory
-from dualstudent.methods.base import Method, Metrics, Phase, cosine, cut, spend
+from dualstudent.methods.base import Method, Metrics, Phase, Rate, cosine, cut, spend
 from dualstudent.methods.game import adamw, ask, learn, usual
 from dualstudent.methods.monitor import evenness, lopsided, renew
 from dualstudent.methods.procedural import Learners, inside
@@ -45,7 +45,7 @@ class Frugal(Method[Learners]):
     after: float = 0.8  # share of them that are learnt after the last query
     learnt: int = 128  # images of a batch that is learnt
     memory: int = 1_000_000  # exchanges kept
-    rate: float = 3e-3  # learning rate of the students' AdamW
+    rate: Rate = 3e-3  # learning rate of the students' AdamW
     weight_decay: float = 0.3  # of the students' AdamW: each step takes rate × 0.3 of a weight
     max_classes: int = 1000  # size of the head where the number of classes is unknown
 

@@ -118,10 +118,17 @@ def make(players: Players, oracle: Oracle, sizes: Sequence[int], kind: Noise = "
         return [x for size in sizes for x in call("make", program, noise(players.generator, size, kind))]
 
 
-def ask(players: Pupils, oracle: Oracle, batches: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Ask batches in one question; return each with its answers over the students' outputs."""
-    answers = told(players.students, oracle(torch.cat(batches)))
-    return list(zip(batches, torch.split(answers, [len(x) for x in batches]), strict=True))
+def ask(players: Pupils, oracle: Oracle, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Ask batches in one question now; return each with its answers over the students' outputs.
+
+    Each is waited for when it is taken: the students learn the first while a service answers the rest.
+    """
+    answers = oracle.begin(batches)
+    if players.students.seen is not None:  # which outputs there are must not depend on who is quick
+        answers = iter(
+            torch.split(told(players.students, torch.cat(list(answers))), [len(x) for x in batches])
+        )
+    return zip(batches, answers, strict=True)
 
 
 def climb_by_asking(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dualstudent.losses import kl
 from dualstudent.memory import Memory
-from dualstudent.methods.base import Method, Metrics, Phase, cosine, spend
+from dualstudent.methods.base import Method, Metrics, Phase, Rate, cosine, spend
 from dualstudent.methods.game import Rememberers, ask, climb_by_asking, learn, make, sgd
 from dualstudent.networks import Generator, make_students
 from dualstudent.oracle import Oracle
@@ -35,7 +35,7 @@ class MAZE(Method[Rememberers]):
     noise_size: int = 256  # entries of a noise vector
     width: int = 64  # channels of the generator's last hidden layer; twice as many before
     learn_range: bool = False  # learn scale and offset of the generator's last normalisation
-    rate: float = 0.1  # learning rate of the student
+    rate: Rate = 0.1  # learning rate of the student
     momentum: float = 0.9  # of both SGDs
     weight_decay: float = 5e-4  # of the student's SGD
     generator_rate: float = 1e-4  # learning rate of the generator's SGD

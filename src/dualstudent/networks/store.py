@@ -11,6 +11,7 @@ from dualstudent.networks.ensemble import Classes, Clone, Students
 from dualstudent.spec import Spec
 
 SCHEMA_VERSION = 1
+MOST, WIDEST = 1000, 10**7  # students and outputs: a file that says more is damaged
 
 
 def save_student(folder: Path, clone: Clone, *, spec: Spec, seed: int) -> None:
@@ -39,9 +40,14 @@ def load_student(path: str | Path) -> Clone:
     about = read_json(folder / "student.json")
     try:
         spec, outputs = Spec.from_json(about["spec"]), int(about["outputs"])
+        arch, count = about["arch"], about["students"]
+        if not (isinstance(arch, str) and type(count) is int and 0 < count <= MOST and 0 < outputs <= WIDEST):
+            raise ValueError(f"{count} students of arch {str(arch)[:40]} with {outputs} outputs")
         seen = None if about["ids"] is None else Classes(outputs)
-        clone = Clone(Students(about["arch"], spec.shape, outputs, about["students"], seen=seen))
-    except (KeyError, TypeError) as error:
+        clone = Clone(Students(arch, spec.shape, outputs, count, seen=seen))
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / 'student.json'} describes no student: {error}") from error
     load_weights(clone, folder / "model.safetensors")
     return clone.eval()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dualstudent.errors import UserError
-from dualstudent.files import read_json
+from dualstudent.files import closed, read_json
 
 SCHEMA_VERSION = 1
 HUGE = 1e18  # no figure of a run is larger: beyond it a value counts as missing
@@ -127,6 +127,7 @@ def rows(value: Any) -> list[dict[str, Any]]:
 def _read(path: Path) -> Run:
     if not (path / "manifest.json").is_file():
         raise UserError(f"{path} holds no run: there is no manifest.json in it")
+    closed(path)  # a page may be shown to others: it holds nothing from outside of the run
     manifest = _versioned(path / "manifest.json")
     result = _versioned(path / "result.json") if (path / "result.json").exists() else {}
     lines = _lines(path / "metrics.jsonl")
@@ -161,7 +162,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     for i, raw in enumerate(whole_lines, 1):
         try:
             line = json.loads(raw) if raw.strip() else None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} is damaged in line {i}: {error}") from error
         if isinstance(line, dict) and whole(line.get("queries")) is not None:
             lines.append(line)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dualstudent.report.reading import Run, at, number, rows, whole
-from dualstudent.report.words import LABELS, NONE, count, duration, figure, interval, percent, shares
+from dualstudent.report.words import LABELS, NONE, count, duration, figure, interval, percent, shares, volume
 
 FEW = 12  # with more classes than these the worst are listed openly
 WORST = 8
@@ -52,12 +52,37 @@ def bill(run: Run) -> list[tuple[str, str]]:
         ("Budget", count(run.budget)),
         ("Spent", count(run.spent)),
         ("Unique images", count(result.get("unique"))),
+        ("Charged", _unless(count(at(result, "bill", "asked")), count(run.spent))),
         ("Asked again", count(at(result, "bill", "asked_again"))),
         ("Audit images", count(at(result, "bill", "audit"))),
+        ("Probe images", count(at(result, "bill", "probes") or None)),
+        *_service(at(result, "bill")),
         ("Wall time", f"{wall} in {sessions} sessions" if sessions > 1 and wall != NONE else wall),
         ("Queries a second", _rate(at(result, "timing", "queries_per_s"))),
     ]
     return [item for item in items if item[1] != NONE]
+
+
+def _service(bill: Any) -> list[tuple[str, str]]:
+    """Return what a service's answers cost, where a run kept a journal of them."""
+    statuses = at(bill, "statuses")
+    known = statuses.items() if isinstance(statuses, dict) else ()
+    return [
+        ("From the journal", count(at(bill, "from_journal"))),
+        ("Failed images", count(at(bill, "failed"))),
+        ("Requests", count(at(bill, "requests"))),
+        ("Retried requests", count(at(bill, "retried"))),
+        ("Answers by status", ", ".join(f"{_text(code)}: {count(n)}" for code, n in known) or NONE),
+        ("Sent", volume(at(bill, "bytes_sent"))),
+        ("Received", volume(at(bill, "bytes_received"))),
+        ("Waited for answers", duration(at(bill, "waiting_s"))),
+        ("Price", figure(at(bill, "price"))),
+    ]
+
+
+def _unless(value: str, other: str) -> str:
+    """Return a value where it is not another one that the reader has seen already."""
+    return NONE if value == other else value
 
 
 def figures(runs: Sequence[Run]) -> list[Row]:

@@ -45,9 +45,21 @@ MEANINGS: dict[str, str] = {
     "Unique images": (
         "Different images among those asked; far fewer than the budget means that queries were wasted."
     ),
-    "Asked again": "Images charged once more because a crash lost the steps that asked them first.",
+    "Charged": "Images charged to the attack, those asked again included; the same as spent where not shown.",
+    "Asked again": (
+        "Images charged once more because a crash lost the steps that asked them first; with a journal only "
+        "those that were in flight."
+    ),
+    "From the journal": "Answers taken from the journal after a crash, instead of asking and paying again.",
+    "Failed images": "Images in requests that failed and were sent again; some may have been answered.",
+    "Answers by status": "How many requests ended in each HTTP status, in a timeout or a reset connection.",
+    "Waited for answers": "Time in which the run could do nothing but wait for the service, all sessions.",
+    "Price": "Charged and audit images at the price per 1,000 that was given (--price), in its currency.",
     "Audit images": (
         "Test images shown to the target to judge the clone: the owner's cost, never part of the attack."
+    ),
+    "Probe images": (
+        "Of the audit images, those asked again along the run to see whether the target is still the same."
     ),
     "Answers by class": (
         "How often the target named each class over all queries; one dominant class means a collapsed "
@@ -73,6 +85,17 @@ def figure(value: Any) -> str:
     """Return a number with four significant digits."""
     x = number(value)
     return NONE if x is None else f"{x:.4g}"
+
+
+def volume(value: Any) -> str:
+    """Return a number of bytes as a person says it."""
+    size = number(value)
+    if size is None or size < 0:
+        return NONE
+    for power, sign in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= 0.9995 * power:
+            return f"{size / power:,.3g} {sign}" if size < 1000 * power else f"{size / power:,.0f} {sign}"
+    return f"{size:.0f} B"
 
 
 def duration(value: Any) -> str:

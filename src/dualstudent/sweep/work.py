@@ -17,7 +17,7 @@ from dualstudent.files import read_json, write_json
 from dualstudent.machine import keep_memory
 from dualstudent.numerics import Numerics
 from dualstudent.sweep.matrix import Cell, Goal, Sweep
-from dualstudent.targets import Training, open_target, train_target
+from dualstudent.targets import TargetOptions, Training, open_target, train_target
 
 State = Literal["done", "stopped", "open", "n/a"]
 FOREVER = 60 * 24 * 365  # minutes; submitit ends local jobs after five unless told
@@ -46,8 +46,7 @@ def state(cell: Cell) -> State:
     changed = [name for name, value in mine.items() if manifest.get(name) != value]
     if _placeless(manifest["recipe"]) != _placeless(cell.recipe):
         changed.insert(0, "recipe")
-    options = cell.seen_as()
-    if manifest["target"]["options"] != (options and json.loads(json.dumps(vars(options)))):
+    if _plain(manifest["target"]["options"]) != _plain(cell.target.options):
         changed.append("target options")
     if manifest["data"] is not None and manifest["data"]["split"] != cell.target.split:
         changed.append("split")
@@ -65,6 +64,12 @@ def state(cell: Cell) -> State:
     if result.get("complete"):
         return "done"
     return "stopped" if (folder / "snapshot.pt").is_file() else "open"
+
+
+def _plain(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what is known of a target as JSON has it, an older version's defaults included."""
+    whole: dict[str, Any] = json.loads(json.dumps(TargetOptions.from_json(options or {}).to_json()))
+    return whole
 
 
 def _placeless(recipe: Mapping[str, Any]) -> dict[str, Any]:

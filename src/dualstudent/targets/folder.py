@@ -36,10 +36,16 @@ def load(folder: Path, *, space: Space, device: str | torch.device) -> tuple[Mod
     about = read_json(folder / "target.json")
     try:
         spec = Spec.from_json(about["spec"])
-        mean, std = (tuple(about["normalise"][key]) for key in ("mean", "std"))
-        network = classifier(about["arch"], spec.shape, spec.classes or 0)
+        mean, std = (tuple(map(float, about["normalise"][key])) for key in ("mean", "std"))
+        if not all(isinstance(about[key], str) for key in ("arch", "data", "sha256")):
+            raise TypeError("arch, data and sha256 are words")
+        if spec.classes is None:
+            raise TypeError("the number of classes is not there")
+        network = classifier(about["arch"], spec.shape, spec.classes)
         expected = about["sha256"]
-    except (KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / 'target.json'} describes no target: {error}") from error
     weights = folder / "model.safetensors"
     if not weights.is_file():

@@ -1,0 +1,124 @@
+"""What all services share: requests of a few images, answers verified before anyone sees them."""
+
+import itertools
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from dualstudent.errors import TargetError
+from dualstudent.oracle import checked
+from dualstudent.spec import Spec, Traffic
+from dualstudent.targets.module import Output, simplex
+from dualstudent.targets.transport import Reply, Transport
+
+Images = npt.NDArray[np.float32]
+
+
+class HttpService(ABC):
+    """A service whose answers are paid for; requests are sent at once and may be answered in any order."""
+
+    def __init__(self, transport: Transport, spec: Spec, output: Output, *, path: str, batch: int) -> None:
+        self.transport, self.spec, self.output, self.path, self.batch = transport, spec, output, path, batch
+        self._numbers = itertools.count(1)
+
+    @property
+    def traffic(self) -> Traffic:
+        """What has gone over the wire so far."""
+        return self.transport.traffic
+
+    @property
+    def lanes(self) -> int:
+        """Requests in flight."""
+        return self.transport.options.concurrency
+
+    @property
+    def rate(self) -> float | None:
+        """Images a second, at most."""
+        return self.transport.options.rate
+
+    def heed(self, wish: Callable[[], bool]) -> None:
+        """Ask now and then, while answers are awaited, whether the run is to stop; then raise Stopped."""
+        self.transport.wish = wish
+
+    @abstractmethod
+    def encode(self, images: Images, number: int) -> tuple[bytes, list[tuple[str, str]]]:
+        """Return body and headers of the request of that number."""
+
+    @abstractmethod
+    def decode(self, reply: Reply, images: int, number: int) -> Tensor:
+        """Return what a reply says of so many images, before softmax or one-hot. Raises TargetError."""
+
+    def requests(
+        self, x: Float[Tensor, "b c h w"]
+    ) -> Iterator[tuple[Int64[Tensor, "n"], Float[Tensor, "n k"]]]:
+        """Send all requests now; yield (positions, answers) of each as soon as it is answered.
+
+        Raises TargetError, Stopped.
+        """
+        return self.telling(x, lambda places: None)
+
+    def telling(
+        self, x: Float[Tensor, "b c h w"], sending: Callable[[Int64[Tensor, "n"]], None]
+    ) -> Iterator[tuple[Int64[Tensor, "n"], Float[Tensor, "n k"]]]:
+        """Do as `requests`; each request tells its places, in its own thread, before it is sent.
+
+        The images are dealt out evenly: no request is left with a single one, whose answer a network
+        may round otherwise. Raises TargetError, Stopped.
+        """
+        images = x.detach().to("cpu", torch.float32).numpy()
+        places = np.array_split(np.arange(len(images)), -(-len(images) // self.batch))
+
+        def work(part: Any, gone: threading.Event) -> Tensor:
+            sending(torch.from_numpy(part))
+            return self._exchange(images[part[0] : part[-1] + 1], gone)
+
+        works = [partial(work, part) for part in places]
+        answers = self.transport.each(works)
+        return ((torch.from_numpy(places[i]), answer.to(x.device)) for i, answer in answers)
+
+    def __call__(self, x: Float[Tensor, "b c h w"], /) -> Float[Tensor, "b k"]:
+        """Return rows on the simplex, in the order of the images. Raises TargetError, Stopped."""
+        found: list[Any] = list(self.requests(x))
+        width = max(answer.shape[1] for _, answer in found)
+        rows = torch.zeros(len(x), width, device=x.device)
+        for places, answer in found:
+            rows[places.to(x.device), : answer.shape[1]] = answer
+        return rows
+
+    def _exchange(self, images: Images, gone: threading.Event) -> Tensor:
+        number = next(self._numbers)
+        body, headers = self.encode(images, number)
+        reply = self.transport.ask(
+            self.path,
+            content=body,
+            headers=headers,
+            images=len(images),
+            limit=self._limit(len(images)),
+            gone=gone,
+        )
+        try:
+            return checked(
+                simplex(self.decode(reply, len(images), number), self.output, self.spec.classes),
+                len(images),
+                self.spec,
+            )
+        except TargetError as error:
+            raise self.transport.about(error, reply.body) from None
+
+    def _limit(self, images: int) -> int:
+        return self.transport.options.answer_limit or (1 << 20) + (images << 16)
+
+
+def to_bytes(images: Images, spec: Spec) -> npt.NDArray[np.uint8]:
+    """Return inputs in the bounds as 0 … 255."""
+    low, high = spec.bounds
+    scaled: npt.NDArray[np.float32] = np.rint((images - low) * (255 / (high - low)))
+    return scaled.clip(0, 255).astype(np.uint8)

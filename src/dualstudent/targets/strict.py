@@ -1,0 +1,96 @@
+"""Reading what a service sent: nothing is believed that is not what was agreed on."""
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dualstudent.errors import TargetError
+
+SHORT = 200  # characters of a service's words that an error repeats
+
+
+def read_json(body: bytes, what: str, kind: str = "") -> Any:
+    """Return the value of a JSON text without duplicate keys, NaN or deep nesting. Raises TargetError."""
+    if "html" in kind.lower() or body[:64].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        raise TargetError(
+            f"{what} is an HTML page{_title(body)}, not JSON:"
+            " a login page, or another address than the model's?"
+        )
+    try:
+        return json.loads(body.decode(), object_pairs_hook=_pairs, parse_constant=_constant)
+    except _Refused as error:
+        raise TargetError(f"{what} {error}") from None
+    except RecursionError:
+        raise TargetError(f"{what} is JSON nested too deeply") from None
+    except ValueError as error:  # no UTF-8, no JSON, a number of thousands of digits
+        raise TargetError(
+            f"{what} is not JSON ({plain(str(error), 80)}): {plain(body[:400], 80)!r}"
+        ) from None
+
+
+class _Refused(ValueError):
+    """JSON that Python would take and we do not."""
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _Refused(f"has the key '{plain(twice, 40)}' twice")
+    return found
+
+
+def _constant(name: str) -> Any:
+    raise _Refused(f"holds {name}: NaN or infinite values")
+
+
+def read_object(body: bytes, what: str, kind: str = "") -> dict[str, Any]:
+    """Return a JSON object. Raises TargetError."""
+    value = read_json(body, what, kind)
+    if not isinstance(value, dict):
+        raise TargetError(f"{what} is no JSON object but a {type(value).__name__}")
+    return value
+
+
+def numbers(value: Any, what: str) -> npt.NDArray[Any]:
+    """Return nested lists of numbers as an array of 64-bit floats or integers. Raises TargetError."""
+    try:
+        array = np.asarray(value)
+    except (ValueError, OverflowError, RecursionError):
+        raise TargetError(f"{what} are lists of different lengths") from None
+    if array.dtype.kind not in "fiu":
+        raise TargetError(f"{what} are no numbers")
+    return array
+
+
+def plain(text: str | bytes, limit: int = SHORT) -> str:
+    """Return a stranger's words in one short line without control characters."""
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", errors="replace")
+    text = " ".join("".join(c if c.isprintable() else " " for c in text[: 8 * limit]).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def message(body: bytes) -> str:
+    """Return what a service says about a refusal, shortened and cleaned."""
+    try:
+        value = json.loads(body[:65536].decode())
+        for name in ("error", "message", "detail"):
+            if isinstance(value, dict) and value.get(name):
+                inner = value[name]
+                inner = inner.get("message", inner) if isinstance(inner, dict) else inner
+                return plain(inner if isinstance(inner, str) else json.dumps(inner))
+    except (ValueError, RecursionError):
+        pass
+    if body[:64].lstrip().lower().startswith(b"<"):
+        return f"an HTML page{_title(body)}"
+    return plain(body[:4096])
+
+
+def _title(body: bytes) -> str:
+    found = re.search(rb"<title[^>]*>([^<]{1,200})", body[:8192], re.IGNORECASE)
+    return f" ('{plain(found[1], 60)}')" if found else ""
