@@ -1,0 +1,236 @@
+"""What was tried for frugal beside its options, one change at a time: writes variants.json.
+
+    python benchmarks/frugal/variants.py [--only NAME …] [--labels hard] [--seeds 1] [--queries 5k]
+
+Each is frugal with one method replaced; what paid would have moved into it. LeNet-5 on MNIST, 5,000 queries,
+agreement of the final model on the test images; runs that are there already are not made again.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import tyro
+from summary import read, write
+from torch import Tensor
+
+import dualstudent as ds
+from dualstudent import priors
+from dualstudent.errors import UserError
+from dualstudent.losses import spread
+from dualstudent.methods import Frugal
+from dualstudent.methods.base import Metrics, descend
+from dualstudent.methods.frugal import CHUNK
+from dualstudent.methods.game import learn, usual
+from dualstudent.methods.procedural import Learners, inside
+from dualstudent.networks import Average, Clone
+from dualstudent.oracle import Oracle
+from dualstudent.spec import Access, Spec, parse_count
+
+
+@dataclass(frozen=True)
+class Climbing(Frugal):
+    """What is chosen climbs the students' disagreement: four steps along the smoothed gradient."""
+
+    def chosen(self, state: Learners, spec: Spec, images: int, candidates: int) -> Tensor:
+        x = super().chosen(state, spec, images, candidates)
+        if candidates == 1:
+            return x
+        state.students.eval()
+        for _ in range(4):
+            x = x.detach().requires_grad_()
+            logits = state.students(x)
+            goal = (spread(logits) * logits.shape[2]).log1p() + 0.3 * logits.mean(0).std(1).log()
+            [gradient] = torch.autograd.grad(goal.sum(), x)
+            gradient = F.interpolate(F.adaptive_avg_pool2d(gradient, 7), x.shape[2:], mode="bicubic")
+            deviation = gradient.flatten(1).std(1).view(-1, 1, 1, 1).clamp_min(1e-12)
+            x = inside(x + 0.02 * gradient / deviation, spec)
+        state.students.train()
+        return x.detach()
+
+
+@dataclass(frozen=True)
+class Blending(Frugal):
+    """A third of the candidates are blends of two images that were answered: some lie near a boundary."""
+
+    even: bool = False  # parents of all classes alike
+
+    def chosen(self, state: Learners, spec: Spec, images: int, candidates: int) -> Tensor:
+        if candidates == 1 or not len(state.memory):
+            return super().chosen(state, spec, images, candidates)
+        draw, broad = state.memory.draw_even if self.even else state.memory.draw, priors.broad
+
+        def blended(count: int, shape: tuple[int, int, int], device: torch.device) -> Tensor:
+            x = broad(count, shape, device)
+            part = x[: count // 3]
+            pair = [spec.decode(draw(len(part))[0]) for _ in range(2)]
+            part.copy_(pair[0].lerp(pair[1], torch.rand(len(part), 1, 1, 1)))
+            return x
+
+        priors.broad = blended  # type: ignore[assignment]
+        try:
+            return super().chosen(state, spec, images, candidates)
+        finally:
+            priors.broad = broad
+
+
+@dataclass
+class Averaged(Learners):
+    """Learners and their running average, which is the clone."""
+
+    average: Average
+
+    @property
+    def clone(self) -> Clone:
+        return Clone(self.average.or_else(self.students))
+
+
+@dataclass(frozen=True)
+class Averaging(Frugal):
+    """The clone is a running average of the students' weights."""
+
+    def init(self, spec: Spec) -> Averaged:
+        state = super().init(spec)
+        return Averaged(
+            state.students, state.student_descent, state.memory, Average(state.students, 0.99, 10)
+        )
+
+    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK) -> Metrics:
+        losses = []
+        for _ in range(batches):
+            losses.append(learn(state, usual(oracle.spec), *state.memory.draw(self.learnt))[0])
+            state.average.update(state.students)  # type: ignore[attr-defined]
+        return {"loss": torch.stack(losses).mean()}
+
+
+@dataclass(frozen=True)
+class Smoothing(Frugal):
+    """A tenth of each label is spread over all classes."""
+
+    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK) -> Metrics:
+        def loss(logits: Tensor, answer: Tensor) -> Tensor:
+            smooth = 0.9 * answer + 0.1 / answer.shape[1]
+            return -(smooth * logits.log_softmax(2)).sum(2)
+
+        losses = [learn(state, loss, *state.memory.draw(self.learnt))[0] for _ in range(batches)]
+        return {"loss": torch.stack(losses).mean()}
+
+
+@dataclass(frozen=True)
+class Consistent(Frugal):
+    """On as many images that are not asked each student follows the mean of all."""
+
+    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK) -> Metrics:
+        spec, losses = oracle.spec, []
+        loss = usual(spec)
+        for _ in range(batches):
+            x, answer = state.memory.draw(self.learnt)
+            free = inside(spec.encode(priors.broad(self.learnt, spec.shape)), spec)
+            with torch.no_grad():
+                mean = state.students(free).mean(0)
+            both = []
+            for member in state.students.members:
+                logits = member(torch.cat([x, free]))
+                told, follows = logits[: len(x)], logits[len(x) :]
+                if spec.access == Access.LABEL:
+                    apart = -(mean.softmax(1) * follows.log_softmax(1)).sum(1)
+                else:
+                    apart = (
+                        (follows - follows.mean(1, keepdim=True) - mean + mean.mean(1, keepdim=True))
+                        .abs()
+                        .sum(1)
+                    )
+                both.append(loss(told[None], answer).mean() + apart.mean())
+            descend(state.student_descent, sum(both))  # type: ignore[arg-type]
+            losses.append(torch.stack([each.detach() for each in both]).mean())
+        return {"loss": torch.stack(losses).mean()}
+
+
+@dataclass(frozen=True)
+class Noisy(Frugal):
+    """What is learnt again is learnt with a little noise."""
+
+    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK) -> Metrics:
+        losses = []
+        for _ in range(batches):
+            x, answer = state.memory.draw(self.learnt)
+            losses.append(learn(state, usual(oracle.spec), x + 0.03 * torch.randn_like(x), answer)[0])
+        return {"loss": torch.stack(losses).mean()}
+
+
+@dataclass(frozen=True)
+class Doubting(Frugal):
+    """Of twice as many remembered, those are learnt on which the students disagree."""
+
+    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK) -> Metrics:
+        losses = []
+        for _ in range(batches):
+            x, answer = state.memory.draw(2 * self.learnt)
+            with torch.no_grad():
+                doubt = spread(state.students(x)).clamp_min(1e-4).log()
+            luck = -torch.log(-torch.log(torch.rand(len(x))))
+            rows = (doubt + luck).topk(self.learnt).indices
+            losses.append(learn(state, usual(oracle.spec), x[rows], answer[rows])[0])
+        return {"loss": torch.stack(losses).mean()}
+
+
+VARIANTS: dict[str, Frugal] = {
+    "as it is": Frugal(student="lenet5"),
+    "what is chosen climbs disagreement (gradient in the image)": Climbing(student="lenet5"),
+    "candidates blend answered images": Blending(student="lenet5"),
+    "candidates blend answered images, all classes alike": Blending(student="lenet5", even=True),
+    "the clone is a running average of weights": Averaging(student="lenet5"),
+    "label smoothing 0.1": Smoothing(student="lenet5"),
+    "students follow their mean on images not asked": Consistent(student="lenet5"),
+    "noise of 0.03 on what is learnt": Noisy(student="lenet5"),
+    "replay by disagreement": Doubting(student="lenet5"),
+    "twice as much learning": Frugal(student="lenet5", compute_least=6000, compute=1.0),
+}
+
+
+def main(
+    target: Path = Path("runs/frugal/targets/mnist"),
+    only: tuple[str, ...] = (),
+    labels: tuple[str, ...] = ("soft", "hard"),
+    seeds: tuple[int, ...] = (1,),
+    queries: str = "5k",
+    out: Path = Path("runs/frugal-variants"),
+    data: str = "mnist",
+) -> None:
+    """Make the runs that are missing, and write what all gave."""
+    torch.set_num_threads(1)
+    images, opened = ds.load_data(data), ds.open_target(str(target))
+    rows: list[dict[str, Any]] = []
+    for label in labels:
+        for number, (name, method) in enumerate(VARIANTS.items()):
+            if (only and not any(part in name for part in only)) or (label == "soft" and "smoothing" in name):
+                continue
+            for seed in seeds:
+                folder = out / f"{label}-{number}-{seed}"
+                if not (folder / "result.json").exists():
+                    budget = parse_count(queries)
+                    ds.extract(
+                        method,
+                        opened,
+                        queries=budget,
+                        labels=label,  # type: ignore[arg-type]
+                        seed=seed,
+                        out=folder,
+                        data=images,
+                        points=1,
+                        overwrite=True,
+                    )
+                result = read(folder / "result.json")
+                if not result["complete"]:
+                    raise UserError(f"{folder} was stopped: delete it")
+                rows.append(
+                    {"variant": name, "labels": label, "seed": seed, "agreement": result["agreement"]}
+                )
+                print(rows[-1], flush=True)
+    write(Path(__file__).parent / "variants.json", "benchmarks/frugal/variants.py", {"rows": rows})
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
