@@ -86,6 +86,21 @@ def test_paper_speed_is_measured_beside_the_plain_loop(tmp_path: Path) -> None:
     assert all(ms > 0 for ms in ours["parts_ms"].values())
 
 
+def test_figures_of_the_journals_page_are_those_measured() -> None:
+    found = json.loads((ROOT / "benchmarks" / "faults" / "results.json").read_text())
+    page = (ROOT / "docs" / "journal.md").read_text()
+    for line in (
+        f"| kills, tool and server | {found['killed']['tool']} + {found['killed']['server']} |",
+        f"| queries | {found['queries']:,} |",
+        f"| images charged again | {found['asked_again']:,} |",
+        f"| answers taken from the journal | {found['from_journal']:,} |",
+        f"| answers lost | {found['lost']} |",
+        f"bit for bit | {'yes' if found['hash_equal'] else 'no'} |",
+        f"| time | {found['seconds']:.0f} s |",
+    ):
+        assert line in page
+
+
 @pytest.mark.slow
 def test_kills_lose_nothing_over_real_sockets(tmp_path: Path) -> None:
     """kill -9 of the tool and of the server by turns, at random points, with failing requests."""

@@ -21,6 +21,7 @@ from dualstudent.errors import Stopped, TargetError, UserError
 from dualstudent.ledger import Account
 from dualstudent.spec import Service
 from dualstudent.targets import Opened, ServiceOptions, TargetOptions, open_target
+from dualstudent.targets.wire import Secrets
 from fault_server import Faulty
 
 METHOD = ds.DualStudent(batch=16, width=8, noise_size=16)
@@ -170,6 +171,20 @@ def test_stopped_while_waiting_and_resumed(
         server.change()
         ds.resume(tmp_path / "run")
     assert outcome(tmp_path / "run") == quiet
+
+
+@pytest.mark.parametrize("name", vars(ServiceOptions()))
+@pytest.mark.parametrize("value", [None, True, "x\x00", -1, 1.5, [], {}, float("nan")])
+def test_options_in_a_manifest_that_are_none(name: str, value: Any) -> None:
+    """What can be read opens, or is refused in one line: nothing crashes."""
+    values = vars(ServiceOptions()) | {name: value}
+    try:
+        options = ServiceOptions.from_json(values)
+        Secrets(options, os.environ)
+    except UserError as error:
+        assert len(str(error).splitlines()) == 1  # noqa: PT017
+    else:
+        assert ServiceOptions.from_json(vars(options)) == options
 
 
 def test_not_resumed_against_another_version(tmp_path: Path) -> None:

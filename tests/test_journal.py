@@ -1,6 +1,7 @@
 """The file: every answer once, durably, or one line that says why not, before anything is asked."""
 
 import os
+import resource
 import shutil
 import sqlite3
 import subprocess
@@ -16,8 +17,6 @@ import pytest
 
 import dualstudent as ds
 from dualstudent.journal import ATTACK, Journal
-
-HERE = Path(__file__).parent
 
 
 def answers(n: int, k: int = 4, kind: Any = np.float32) -> Any:
@@ -241,18 +240,15 @@ class TestRefused:
         with pytest.raises(ds.UserError, match="no journal of this program"):
             Journal(path, "a")
 
-    def test_one_that_another_process_has_open(self, full: Path) -> None:
-        load = "import pathlib, dualstudent.journal as d"
-        hold = f"j = d.Journal(pathlib.Path({str(full)!r}), 'a', paid=1); print('open', flush=True); input()"
-        command = [sys.executable, "-c", f"{load}; {hold}"]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-            assert other.stdout is not None
-            assert other.stdout.readline() == "open\n"
+    def test_to_other_processes_while_it_is_open(self, full: Path) -> None:
+        count = "sqlite3.connect(sys.argv[1], 0).execute('SELECT count(*) FROM answers').fetchone()"
+        command = [sys.executable, "-c", f"import sqlite3, sys; print({count})", str(full)]
+        with Journal(full, "a", paid=1):
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert "database is locked" in done.stderr
             with pytest.raises(ds.UserError, match="another process is using it"):
                 Journal(full, "a", paid=1)
-            other.kill()
-        with Journal(full, "a", paid=1) as journal:
-            assert journal.count(ATTACK) == 2000
+        assert subprocess.run(command, capture_output=True, text=True).stdout == "(2000,)\n"
 
     def test_a_place_that_cannot_be_written(self, tmp_path: Path) -> None:
         with pytest.raises(ds.UserError, match="cannot be opened or made"):
@@ -277,31 +273,29 @@ class TestRefused:
         whole.close()
 
 
-FILL = """
-import resource, sys
-sys.path[:0] = [{here!r}]
-from test_journal import *
-with Journal(Path({path!r}), "a") as journal:
-    keep(journal, 0, 64)
-    size = sum(p.stat().st_size for p in Path({path!r}).parent.iterdir())
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20_000, resource.RLIM_INFINITY))
-    try:
-        for first in range(64, 10_000, 64):
-            keep(journal, first, 64)
-    except ds.UserError as error:
-        print(first, str(error))
-"""
-
-
 def test_a_full_disk_ends_in_one_line_and_keeps_what_was_kept(path: Path) -> None:
-    code = FILL.format(here=str(HERE), path=str(path))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    first, said = done.stdout.strip().split(" ", 1)
-    assert "\n" not in said
-    assert "64 answers could not be kept, nothing more is asked" in said or "full" in said
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    kept: list[int] = []
+
+    def fill(journal: Journal) -> None:
+        for first in range(0, 10_000, 64):
+            keep(journal, first, 64)
+            kept.append(first)
+
+    with Journal(path, "a") as journal:
+        try:
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (600_000, before[1])
+            )  # files end there, as on a full disk
+            with pytest.raises(ds.UserError, match="is the disk full") as caught:
+                fill(journal)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(caught.value)
+    assert len(kept) > 10
     with Journal(path, "a", paid=1) as journal:
-        assert sorted(journal.held(ATTACK, 0, 10_000)) == list(range(int(first)))
-        keep(journal, int(first), 64)
+        assert sorted(journal.held(ATTACK, 0, 10_000)) == list(range(64 * len(kept)))
+        keep(journal, 64 * len(kept), 64)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")

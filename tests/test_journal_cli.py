@@ -1,6 +1,7 @@
 """`dualstudent journal verify | export | repair`: what it finds, what it keeps, and its exit codes."""
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -18,10 +19,17 @@ from paid_fixture import Gone, Paid, service
 from test_paid import METHOD, extract, some
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("journals") / "run"
+    return extract(METHOD, service(), queries=80, out=out, data=some()).path
+
+
 @pytest.fixture
-def finished(tmp_path: Path) -> Path:
+def finished(original: Path, tmp_path: Path) -> Path:
     """A finished run of 80 queries with 30 test images."""
-    return extract(METHOD, service(), queries=80, out=tmp_path / "run", data=some()).path
+    return Path(shutil.copytree(original, tmp_path / "run"))
 
 
 @pytest.fixture
@@ -200,12 +208,12 @@ def long(tmp_path: Path) -> Iterator[tuple[Path, Paid]]:
     target = service(8)
 
     def die(n: int) -> None:
-        if n == 180:
+        if n == 100:
             raise Gone
 
     target.before = die
     with pytest.raises(Gone):
-        extract(METHOD, target, queries=2000, out=tmp_path / "run", snapshot_every=0.0, points=1)
+        extract(METHOD, target, queries=1000, out=tmp_path / "run", snapshot_every=0.0, points=1)
     target.before = lambda n: None
     return tmp_path / "run", target  # type: ignore[return-value]
 
@@ -218,7 +226,7 @@ def test_of_a_damaged_file_the_rest_is_kept(
     assert main(["journal", "verify", str(run)]) == 0  # moves the log into the file
     file = run / "journal.sqlite"
     raw = file.read_bytes()
-    file.write_bytes(raw[: 4096 * 12] + b"\xff" * 4096 + raw[4096 * 13 :])
+    file.write_bytes(raw[: 4096 * 8] + b"\xff" * 4096 + raw[4096 * 9 :])
     seen = target.seen
     with pytest.raises(ds.UserError, match="damaged"):
         ds.resume(run, target)
@@ -228,13 +236,13 @@ def test_of_a_damaged_file_the_rest_is_kept(
     assert "cannot be read" in Said(capsys).wrong
     with np.load(tmp_path / "x.npz") as arrays:
         kept = len(arrays["position"])
-    assert 1000 < kept < 179 * 8
+    assert 400 < kept < 99 * 8
     assert main(["journal", "repair", str(run)]) == 0
     assert (run / "journal.sqlite.damaged").exists()
     capsys.readouterr()
     done = ds.resume(run, target)
     assert done.result["complete"]
-    lost = 179 * 8 - kept
+    lost = 99 * 8 - kept
     assert done.result["bill"]["asked_again"] <= lost + METHOD.queries_per_step
     assert main(["journal", "verify", str(run)]) == 1
     assert "repaired" in Said(capsys).out

@@ -22,7 +22,7 @@ from dualstudent.ledger import Account
 from dualstudent.oracle import Oracle
 from paid_fixture import Gone, Paid, service
 from test_kill import outcome
-from test_paid import BUDGET, METHOD, extract, quiet, some
+from test_paid import BUDGET, METHOD, Quiet, extract, quiet, some
 
 SIZE = 3  # images of a request
 assert quiet  # a fixture
@@ -200,7 +200,7 @@ def test_students_are_those_of_a_quiet_run(
     kills: Any,
     labels: Any,
     every: float,
-    quiet: dict[str, Any],
+    quiet: Quiet,
 ) -> None:
     def die_at(number: int) -> Callable[[int], None]:
         def die(n: int) -> None:
@@ -224,6 +224,6 @@ def test_students_are_those_of_a_quiet_run(
                 break
             except Gone:
                 dead += 1
-        assert outcome(out) == quiet[labels]
+        assert outcome(out) == quiet(labels)
         bill = json.loads((out / "result.json").read_text())["bill"]
         assert bill["asked"] + bill["audit"] <= BUDGET + 30 + 4 * dead

@@ -210,7 +210,11 @@ def test_a_port_in_use(server: Server, digits_target: Path, capsys: pytest.Captu
 
 
 def test_no_token_in_anything_a_run_leaves(
-    server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: Server,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Neither a token nor a header of a file is in the run's folder, in what is printed, or in errors."""
     other = "another-secret-55512"
@@ -222,7 +226,8 @@ def test_no_token_in_anything_a_run_leaves(
     assert main(command) == 2
     assert main([*command, "--token-env", "WRONG"]) == 2
     assert main([*command, "--token-env", "MY_TOKEN"]) == 0
-    said = "".join(capfd.readouterr())
+    said = "".join(capfd.readouterr()) + caplog.text
+    assert f"sends the token in $MY_TOKEN and the headers in {headers}" in said
     assert said.count("status 401: a bearer token is needed") == 2
     kept = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
     for secret in (TOKEN, TOKEN[::-1], other):

@@ -192,7 +192,7 @@ def main() -> None:
         "hash_equal": outcome(run.out) == outcome(quiet.out),
         "seconds": round(time.monotonic() - start, 1),
     }
-    summary.write(words.out, "benchmarks/faults/command.sh " + " ".join(sys.argv[1:]), figures)
+    summary.write(words.out, " ".join(["benchmarks/faults/command.sh", *sys.argv[1:]]), figures)
     shutil.rmtree(place)
     if not (figures["hash_equal"] and figures["lost"] == 0 and figures["journal_whole"]):
         raise SystemExit("the claim does not hold")

@@ -147,7 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--images", type=int, default=25_600)
-    parser.add_argument("--queries", type=int, default=20_480)
+    parser.add_argument("--queries", type=int, default=40_960)
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
     words = parser.parse_args()
     torch.set_num_threads(1)

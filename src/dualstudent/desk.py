@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,26 +103,36 @@ class Question:
     def _kept(self, requests: Iterator[Part]) -> Generator[Part]:
         """Verify and keep each request's answers as they come, and yield them with their places."""
         left = set(self._open.tolist())
-        for positions, answers in requests:
-            places = positions.cpu().numpy()
-            within = ((places >= 0) & (places < len(self._open))).all()
-            at = self._open[places] if within else places[:0]
-            if len(at) != len(places) or len(set(at.tolist()) & left) != len(at):
-                raise TargetError("the target answered images that it was not asked, or one twice")
-            with torch.inference_mode():  # which another thread is not in by itself
-                answers = checked(answers, len(at), self.desk.target.spec).cpu()
-            left -= set(at.tolist())
-            self.desk.journal.record(
-                self.desk.purpose,
-                (self.first + at).tolist(),
-                digests(self.x[torch.from_numpy(at).to(self.x.device)]),
-                answers.numpy(),
-                (1 + self._sent[at]).tolist(),
-                done=None if left else (self.first, len(self.x)),
-            )
-            yield torch.from_numpy(at), answers
+        with _closed(requests):  # where an answer is none, or cannot be kept, nothing more is sent
+            for positions, answers in requests:
+                places = positions.cpu().numpy()
+                within = ((places >= 0) & (places < len(self._open))).all()
+                at = self._open[places] if within else places[:0]
+                if len(at) != len(places) or len(set(at.tolist()) & left) != len(at):
+                    raise TargetError("the target answered images that it was not asked, or one twice")
+                with torch.inference_mode():  # which another thread is not in by itself
+                    answers = checked(answers, len(at), self.desk.target.spec).cpu()
+                left -= set(at.tolist())
+                self.desk.journal.record(
+                    self.desk.purpose,
+                    (self.first + at).tolist(),
+                    digests(self.x[torch.from_numpy(at).to(self.x.device)]),
+                    answers.numpy(),
+                    (1 + self._sent[at]).tolist(),
+                    done=None if left else (self.first, len(self.x)),
+                )
+                yield torch.from_numpy(at), answers
         if left:
             raise TargetError(f"the target left {len(left)} of {len(self._open)} images without an answer")
+
+
+@contextmanager
+def _closed(requests: Iterator[Part]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if isinstance(requests, Generator):
+            requests.close()
 
 
 def digests(x: Float[Tensor, "b c h w"]) -> list[bytes]:

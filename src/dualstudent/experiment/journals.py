@@ -171,8 +171,8 @@ def _against_result(run: RunFolder, rows: list[Row], repaired: bool) -> list[str
     result = read_json(run.result)
     spent, unique = result.get("spent"), result.get("unique")
     learnt = [row for row in rows if isinstance(spent, int) and row.position < spent]
-    if not isinstance(spent, int) or repaired:
-        return []
+    if not isinstance(spent, int) or repaired or not result.get("complete"):
+        return []  # a run that was stopped may have been in the middle of a question
     if len(learnt) != spent:
         return [f"result.json says {spent} images were spent, {len(learnt)} of their answers are here"]
     different = len({row.digest for row in learnt})

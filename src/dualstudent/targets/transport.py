@@ -16,7 +16,6 @@ from email.utils import parsedate_to_datetime
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from dualstudent import parallel
 from dualstudent.errors import Stopped, TargetError, UserError
 from dualstudent.spec import Traffic
 from dualstudent.targets.strict import message, plain
@@ -68,7 +67,12 @@ class Transport:
         self.options, self.traffic = options, Traffic()
         self.wish: Callable[[], bool] = lambda: False
         self.secrets = Secrets(options, os.environ)
-        self.url = httpx2.URL(url)
+        try:
+            self.url = httpx2.URL(url)
+        except httpx2.InvalidURL as error:
+            raise UserError(f"the target's address is none: {error}") from None
+        if self.secrets.headers:
+            log.info("%s: sends %s", self.place, self.secrets)
         self.client = httpx2.Client(
             headers=[("User-Agent", "dualstudent"), ("Accept-Encoding", "identity"), *self.secrets.headers],
             verify=_trusted(options.ca_file),
@@ -212,13 +216,15 @@ class Transport:
 
     def _turn(self, images: int, gone: threading.Event) -> None:
         """Wait for this request's turn under the limit of images a second."""
-        with self._lock:
-            now = time.monotonic()
-            at = max(self._next if now - self._next < SLACK else now, self._hold)
-            if self.options.rate is not None and images:
-                self._next = at + images * parallel.world() / self.options.rate
-        while (wait := max(at, self._hold) - time.monotonic()) > 0:
-            if gone.wait(wait):
+        while True:
+            with self._lock:
+                now = time.monotonic()
+                at = max(self._next if now - self._next < SLACK else now, self._hold)
+                if at <= now:
+                    if self.options.rate is not None and images:
+                        self._next = at + images / self.options.rate
+                    return
+            if gone.wait(at - now):
                 raise _Abandoned
 
     def _once(
@@ -325,8 +331,9 @@ def _trusted(ca_file: str | None) -> ssl.SSLContext | bool:
         return True
     try:
         return ssl.create_default_context(cafile=ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise UserError(f"--ca-file {ca_file}: {error.strerror or 'no certificate in PEM form'}") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        reason = getattr(error, "strerror", None) or "no certificate in PEM form"
+        raise UserError(f"--ca-file {ca_file!r}: {reason}") from None
 
 
 def _behind(error: BaseException | None, kind: type[BaseException]) -> bool:

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from dualstudent.errors import UserError
 
 PATHS = ("token_file", "headers_file", "ca_file", "template")
+KINDS: dict[str, type] = {"rate": float, "answer_limit": int}  # of options that have no default; texts else
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
@@ -42,6 +43,8 @@ class ServiceOptions:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"--{name.replace('_', '-')} {value}: more than 0")
+        if self.timeout > 86_400:
+            raise UserError(f"--timeout {self.timeout}: seconds, a day at most")
         for name in ("retries", "pause"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"--{name} {getattr(self, name)}: 0 or more")
@@ -53,10 +56,21 @@ class ServiceOptions:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ServiceOptions":
-        """Read what a manifest recorded. Raises UserError on another version's."""
+        """Read what a manifest recorded. Raises UserError on anything else."""
+        given: dict[str, Any] = dict(values) if isinstance(values, Mapping) else {"": values}
         try:
-            return cls(**values)
-        except TypeError as error:
+            for known in fields(cls):
+                value = given.get(known.name, known.default)
+                whole = type(known.default) if known.default is not None else KINDS.get(known.name, str)
+                kind = (int, float) if whole is float else whole
+                if not (value is None and known.default is None) and (
+                    not isinstance(value, kind) or (isinstance(value, bool) and whole is not bool)
+                ):
+                    raise TypeError(f"{known.name} is {str(value)[:40]!r}")
+                if whole is float and value is not None:
+                    given[known.name] = float(value)
+            return cls(**given)
+        except (TypeError, OverflowError) as error:
             raise UserError(f"these are no options of a service: {error}") from error
 
 
@@ -66,10 +80,13 @@ class Secrets:
     Raises UserError, without the value, where one cannot be sent.
     """
 
-    __slots__ = ("_headers",)
+    __slots__ = ("_headers", "_origins")
 
     def __init__(self, options: ServiceOptions, environment: Mapping[str, str]) -> None:
         self._headers: list[tuple[str, str]] = []
+        token = options.token_file if options.token_env is None else f"${options.token_env}"
+        origins = (("token", token), ("headers", options.headers_file))
+        self._origins = [f"the {what} in {place}" for what, place in origins if place is not None]
         if options.token_env is not None:
             if options.token_env not in environment:
                 raise UserError(f"--token-env {options.token_env}: there is no such environment variable")
@@ -101,7 +118,7 @@ class Secrets:
         self._headers.append((name, value))
 
     def __repr__(self) -> str:
-        return f"Secrets({', '.join(name for name, _ in self._headers)})"
+        return " and ".join(self._origins) or "no secrets"
 
     @property
     def headers(self) -> list[tuple[str, str]]:
@@ -126,5 +143,7 @@ class Secrets:
 def _read(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError:  # a name with a NUL; bytes that are no UTF-8
+        raise UserError(f"cannot read {path!r}: no file of text") from None
