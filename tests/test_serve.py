@@ -98,7 +98,7 @@ def test_answers_what_the_target_answers(server: Server, digits_target: Path, bi
 def outcome(out: Path) -> dict[str, Any]:
     """All that must not depend on where the target is."""
     result = json.loads((out / "result.json").read_text())
-    kept = {name: value for name, value in result.items() if name not in ("timing", "bill")}
+    kept = {name: value for name, value in result.items() if name not in ("timing", "bill", "flags")}
     metrics = (out / "metrics.jsonl").read_bytes()
     figures = {path.name: path.read_bytes() for path in (out / "figures").glob("asked-*.png")}
     return {"result": kept, "metrics": metrics, "figures": figures, "shown": (out / "shown.bin").read_bytes()}

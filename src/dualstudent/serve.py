@@ -258,6 +258,7 @@ def serve(
             sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((host, port))
+            sock.listen(128)  # who reads the address may connect at once
         except OSError as error:
             raise UserError(f"cannot serve at {host}:{port}: {error.strerror}") from error
         config = uvicorn.Config(

@@ -67,8 +67,8 @@ class ServiceOptions:
                     not isinstance(value, kind) or (isinstance(value, bool) and whole is not bool)
                 ):
                     raise TypeError(f"{known.name} is {str(value)[:40]!r}")
-                if whole is float and value is not None:
-                    given[known.name] = float(value)
+                if whole is float and given.get(known.name) is not None:
+                    given[known.name] = float(given[known.name])
             return cls(**given)
         except (TypeError, OverflowError) as error:
             raise UserError(f"these are no options of a service: {error}") from error
