@@ -126,3 +126,15 @@ def test_yardstick_measures_both_sides(tmp_path: Path) -> None:
     assert case["ratio"]["min"] == case["ratio"]["median"] == case["ratio"]["max"] > 1
     assert 0 < case["share_of_floor"]["median"] < 1
     assert "queries/CPU-s" in done.stdout
+
+
+@pytest.mark.slow
+def test_http_is_measured_with_and_without_a_journal(tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+    words = ["--repeats", "1", "--images", "1280", "--queries", "320", "--out", str(out)]
+    done = call("http/measure.py", *words)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert set(found["images_per_s"]) == {"binary", "binary, journal", "json"}
+    assert all(kind["median"] > 0 for kind in found["images_per_s"].values())
+    assert all(0 < run["training_s"] < run["wall_s"] for run in found["run"]["each"])
