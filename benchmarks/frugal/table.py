@@ -1,4 +1,4 @@
-"""Collect frugal.toml, tried.toml and the peers of benchmarks/claims: results.json and docs/methods/frugal.md."""
+"""Collect frugal.toml, tried.toml and peers of benchmarks/claims: results.json, docs/methods/frugal.md."""
 
 from pathlib import Path
 from typing import Any
