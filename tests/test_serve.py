@@ -124,7 +124,8 @@ def test_the_students_are_those_of_the_local_target(
     manifest = json.loads((tmp_path / "far" / "manifest.json").read_text())
     assert manifest["target"]["service"]["version"] == "1"
     assert manifest["target"]["options"]["service"]["request_batch"] == 11
-    assert main(["resume", str(tmp_path / "far"), "--queries", "1600"]) == 0, "opened as it was"
+    more = ["--queries", "1600", "--token-env", "MY_TOKEN"]
+    assert main(["resume", str(tmp_path / "far"), *more]) == 0, "opened as it was"
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from dualstudent.files import write_json
 from dualstudent.ledger import Account
 from dualstudent.networks import load_student
 from dualstudent.spec import Spec, Target
-from dualstudent.targets import ModuleTarget, TargetOptions, open_target
+from dualstudent.targets import ModuleTarget, SecretNames, TargetOptions, open_target
 
 HELD_BACK = 500  # images asked to choose the student that attacks
 SEED = 0
@@ -33,6 +33,7 @@ def attack_run(
     images: int | None = None,
     same_data: str | None = None,
     place: str | None = None,
+    secrets: SecretNames | None = None,
     device: str = "cpu",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def attack_run(
     run = RunFolder(path)
     manifest, _ = run.manifest(), run.outcome()
     with run.believing():
-        opened = reopen({**manifest, "device": device}, place)
+        opened = reopen({**manifest, "device": device}, place, secrets)
         same_target(opened, manifest)
     target, clone = opened.target, load_student(run.path).to(device)
     data = _some(fitting(data, target.spec), images)

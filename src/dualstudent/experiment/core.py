@@ -42,7 +42,7 @@ from dualstudent.networks import Clone, load_student, save_student
 from dualstudent.networks.store import student_folder
 from dualstudent.numerics import AUTO, Numerics
 from dualstudent.spec import Labels, Target
-from dualstudent.targets import Opened, TargetOptions
+from dualstudent.targets import Opened, SecretNames, TargetOptions
 
 
 class Run:
@@ -159,15 +159,16 @@ def resume(
     queries: int | None = None,
     data: Images | None = None,
     place: str | None = None,
+    secrets: SecretNames | None = None,
     probe_every: int | None = None,
     progress: Progress = lambda spent, last: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Run:
     """Go on with a stopped run; with `queries`, extend a finished one to a larger budget.
 
-    The target is opened again as the manifest says, unless given; `place` is where it lies now.
-    `probe_every` replaces the run's, if given. Nothing is written before the snapshot is read. Raises
-    UserError, Stopped.
+    The target is opened again as the manifest says, unless given; `place` is where it lies now, `secrets`
+    name those it needs: what a manifest names is not sent by itself. `probe_every` replaces the run's, if
+    given. Nothing is written before the snapshot is read. Raises UserError, Stopped.
     """
     run = RunFolder(path)
     manifest = run.manifest()
@@ -193,7 +194,7 @@ def resume(
         engine.plan(method, manifest["budgets"])
         same_outside(method, manifest)
         Numerics(**manifest.get("numerics", {}))
-        opened = reopen(manifest, place) if target is None else as_opened(target)
+        opened = reopen(manifest, place, secrets) if target is None else as_opened(target)
         same_target(opened, manifest)
         if manifest["data"] is not None:
             data = saved_data(manifest, data)
@@ -206,17 +207,22 @@ def resume(
 
 
 def evaluate(
-    path: str | Path, data: Images, target: Target | Opened | None = None, *, place: str | None = None
+    path: str | Path,
+    data: Images,
+    target: Target | Opened | None = None,
+    *,
+    place: str | None = None,
+    secrets: SecretNames | None = None,
 ) -> dict[str, Any]:
     """Judge a run's clone on other test images and add the figures to its result.json.
 
-    The target's answers are charged to the audit, once for each set of images. `place` is where the
-    target lies now, if not where it was. Raises UserError.
+    The target's answers are charged to the audit, once for each set of images. `place` and `secrets` are
+    those of `resume`. Raises UserError.
     """
     run = RunFolder(path)
     manifest, result = run.manifest(), run.outcome()
     with run.believing():
-        opened = reopen(manifest, place) if target is None else as_opened(target)
+        opened = reopen(manifest, place, secrets) if target is None else as_opened(target)
         same_target(opened, manifest)
     target = opened.target
     fitting(data, target.spec)

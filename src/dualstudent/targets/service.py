@@ -18,6 +18,7 @@ from dualstudent.oracle import checked
 from dualstudent.spec import Spec, Traffic
 from dualstudent.targets.module import Output, simplex
 from dualstudent.targets.transport import Reply, Transport
+from dualstudent.targets.wire import SecretNames
 
 Images = npt.NDArray[np.float32]
 
@@ -38,6 +39,11 @@ class HttpService(ABC):
     def lanes(self) -> int:
         """Requests in flight."""
         return self.transport.options.concurrency
+
+    @property
+    def secrets(self) -> SecretNames:
+        """Where what is sent along is read from: names, no values."""
+        return self.transport.options
 
     @property
     def rate(self) -> float | None:
