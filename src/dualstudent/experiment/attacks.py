@@ -15,6 +15,7 @@ from dualstudent.evaluation import fitting
 from dualstudent.evaluation.transfer import Attack, better_student, transfer
 from dualstudent.experiment.again import reopen, same_target
 from dualstudent.experiment.folder import RunFolder, describe_images
+from dualstudent.experiment.paying import price, purse
 from dualstudent.files import write_json
 from dualstudent.ledger import Account
 from dualstudent.networks import load_student
@@ -42,7 +43,8 @@ def attack_run(
     With `images`, so many of the data, drawn at random with a fixed seed. Beside the student: the target
     itself, where its network can be seen, and with `same_data` a target folder trained on the same
     data. The student is chosen on procedural images that no student learnt, never on test images. All
-    that is asked is charged to an account of its own, in the run. Raises UserError.
+    that is asked is charged to an account of its own, in the run; what its journal holds is not asked again.
+    Raises UserError.
     """
     run = RunFolder(path)
     manifest, _ = run.manifest(), run.outcome()
@@ -53,24 +55,27 @@ def attack_run(
     data = _some(fitting(data, target.spec), images)
     if clone.ids is not None:
         raise UserError(f"{path} was made without knowing the classes: transfer attacks need them")
-    account = Account("transfer", path=run.path / "transfer.account")
-    before = account.asked
     parallel.seed_step(SEED, 0, 0)
     held = priors.procedural(HELD_BACK, target.spec.shape)
-    best = better_student(clone.students, target, held, account)
-    proxies: dict[str, nn.Module] = {"clone": clone.students[best]}
-    if same_data is not None:
-        proxies["same data"] = _other(same_data, target.spec, manifest, device)
-    own = _white_box(target)
-    if own is not None:
-        proxies["the target itself"] = own
-    rows = transfer(attacks, proxies, target, data, account, progress)
+    other = None if same_data is None else _other(same_data, target.spec, manifest, device)
+    with purse(run, manifest, target) as paid:
+        account = Account("transfer", path=run.transfer)
+        before = account.asked
+        best = better_student(clone.students, target, held, account, paid.transfer)
+        proxies: dict[str, nn.Module] = {"clone": clone.students[best]}
+        if other is not None:
+            proxies["same data"] = other
+        own = _white_box(target)
+        if own is not None:
+            proxies["the target itself"] = own
+        rows = transfer(attacks, proxies, target, data, account, progress, paid.transfer)
     found = {
         "schema_version": 1,
         "data": describe_images(data) | {"drawn": "at random, seed 0" if images else "all"},
         "student": {"index": best, "of": len(clone.students), "chosen_on": HELD_BACK},
         "asked": account.asked - before,
         "asked_in_all": account.asked,  # by earlier calls too
+        "price": price(manifest, account.asked),
         "rows": rows,
     }
     write_json(run.path / "transfer.json", found)

@@ -52,6 +52,7 @@ class RunFolder:
         self.snapshot = self.path / "snapshot.pt"
         self.attack = self.path / "attack.account"
         self.audit = self.path / "audit.account"
+        self.transfer = self.path / "transfer.account"
         self.shown = self.path / "shown.bin"
         self.journal = self.path / "journal.sqlite"
         self.probes = self.path / "probes.json"

@@ -35,20 +35,22 @@ def verify_journal(path: str | Path) -> Verdict:
     if found.run is not None and found.run != name:
         problems.append("it is another run's journal")
     rows = found.of(ATTACK)
-    audits = Counter(row.purpose for row in found.rows if row.purpose != ATTACK)
-    charged, audited = (Account(w, path=p).asked for w, p in (("attack", run.attack), ("audit", run.audit)))
+    kinds = Counter(row.purpose.partition(" ")[0] for row in found.rows)
+    accounts = (("attack", run.attack), ("audit", run.audit), ("transfer", run.transfer))
+    charged, audited, attacked = (Account(what, path=path).asked for what, path in accounts)
     again = sum(row.attempts - 1 for row in found.rows)
     problems += _gaps(found)
-    for what, kept, asked in (("attack", len(rows), charged), ("audit", sum(audits.values()), audited)):
-        if kept > asked:
-            problems.append(f"{kept} answers to the {what}, but {asked} images are charged")
+    for what, asked in (("attack", charged), ("audit", audited), ("transfer", attacked)):
+        if kinds[what] > asked:
+            problems.append(f"{kinds[what]} answers to the {what}, but {asked} images are charged")
     problems += _against_record(run, rows, found.repaired)
     problems += _against_result(run, rows, found.repaired)
     problems += _against_answers(run, found)
     facts = {
         "answers to the attack": f"{len(rows):,} of {charged:,} images charged",
         "unique images": f"{len({row.digest for row in rows}):,}",
-        "answers to the audit": f"{sum(audits.values()):,} of {audited:,} images charged",
+        "answers to the audit": f"{kinds['audit']:,} of {audited:,} images charged",
+        "answers to transferred attacks": f"{kinds['transfer']:,} of {attacked:,} images charged",
         "asked again": f"{again:,}",
         "begun and not answered": f"{sum(count for _, count in _open(found)):,}",
         "sessions": f"{len(found.sessions):,}",
