@@ -1,7 +1,7 @@
 """How faithful a clone is to its target on test images: the owner's view, never the attacker's."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,7 +55,12 @@ def ask_all(
                 iter([(torch.arange(len(x)), answered(target, x))]) if question is None else question.parts()
             )
         answers.append(together(parts, x, target.spec))
-    wide = max(answer.shape[1] for answer in answers)  # label-only targets of unknown width may differ
+    return joined(answers)
+
+
+def joined(answers: Sequence[Tensor]) -> Float[Tensor, "n k"]:
+    """Return answers below each other: those of label-only targets of unknown width may differ in it."""
+    wide = max(answer.shape[1] for answer in answers)
     return torch.cat([nn.functional.pad(answer, (0, wide - answer.shape[1])) for answer in answers])
 
 

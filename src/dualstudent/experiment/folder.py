@@ -15,6 +15,7 @@ from typing import Any
 from dualstudent.data import Images
 from dualstudent.errors import UserError
 from dualstudent.files import closed, read_json, write_json
+from dualstudent.ledger import Account
 from dualstudent.methods import Method
 from dualstudent.spec import Spec
 
@@ -61,6 +62,11 @@ class RunFolder:
         self.start = self.path / "start"
         self.figures = self.path / "figures"
         self.answers = self.path / "answers"
+
+    def charged(self) -> dict[str, int]:
+        """Return the images charged so far, by account; nothing is written. Raises UserError."""
+        paths = {"attack": self.attack, "audit": self.audit, "transfer": self.transfer}
+        return {name: Account(name, path=path, writes=False).asked for name, path in paths.items()}
 
     def manifest(self) -> dict[str, Any]:
         """Return the manifest. Raises UserError where there is none that we can read."""

@@ -75,10 +75,7 @@ def purse(run: RunFolder, manifest: dict[str, Any], target: Target) -> Iterator[
         return
     if not isinstance(about, dict) or "run" not in about:
         raise UserError(f"{run.manifest_file} names no journal where it should: restore it from a copy")
-    paid = sum(
-        Account(name, path=path).asked for name, path in (("attack", run.attack), ("audit", run.audit))
-    )
-    with Journal(run.journal, str(about["run"]), paid=paid) as journal:
+    with Journal(run.journal, str(about["run"]), paid=sum(run.charged().values())) as journal:
         inner = bare(target)
         if isinstance(inner, Service):
             journal.follow(inner.traffic)

@@ -10,11 +10,11 @@ from torch.nn.functional import interpolate, pad
 
 from dualstudent.defences import bare
 from dualstudent.errors import TargetError, UserError
+from dualstudent.evaluation import ask_all
 from dualstudent.experiment.again import going_on
 from dualstudent.experiment.folder import SCHEMA_VERSION, RunFolder
 from dualstudent.files import read_json, write_json
 from dualstudent.ledger import Account
-from dualstudent.oracle import answered, checked
 from dualstudent.spec import Service, Spec, Target
 
 IMAGES = 4  # of a probe: two smooth ones, two of noise
@@ -115,11 +115,8 @@ class Probes:
         )
 
     def _ask(self) -> Float[Tensor, "b k"]:
-        self.account.charge(len(self.images))
         self._kept["asked"] += len(self.images)
-        with torch.inference_mode():
-            answer = checked(answered(self.target, self.images), len(self.images), self.target.spec)
-        return answer.float().cpu().clone()
+        return ask_all(self.target, [self.images], self.account).float()
 
     def _write(self) -> None:
         write_json(self.run.probes, {"schema_version": SCHEMA_VERSION, **self._kept})

@@ -110,3 +110,10 @@ def retry_after(value: str | None) -> float:
         when = when if when.tzinfo else when.replace(tzinfo=UTC)
         return max(0.0, (when - datetime.now(UTC)).total_seconds())
     return 0.0
+
+
+def unrounded(rows: npt.NDArray[Any], most: float) -> npt.NDArray[Any]:
+    """Return rows (n, k) on the simplex again, whose sum rounding has put off by `most` at most."""
+    total = rows.sum(1, keepdims=True)
+    near = (np.abs(total - 1) <= most) & (total > 0)
+    return np.asarray(rows / np.where(near, total, 1), rows.dtype)
