@@ -12,8 +12,7 @@ import dualstudent as ds
 from dualstudent.errors import TargetError, UserError
 from dualstudent.ledger import Account, Shown
 from dualstudent.targets import ServiceOptions, TargetOptions, open_target
-from dualstudent.targets.strict import message, read_json
-from dualstudent.targets.transport import retry_after
+from dualstudent.targets.strict import message, read_json, retry_after
 from dualstudent.targets.web import open_service
 from fault_server import Faulty
 

@@ -17,6 +17,7 @@ from dualstudent.errors import TargetError, UserError
 from dualstudent.ledger import Account
 from dualstudent.targets import Opened, ServiceOptions, TargetOptions, open_target
 from dualstudent.targets.template import follow, parse_path, read_template
+from dualstudent.targets.transport import Reply
 from fault_server import Faulty
 
 DOCS = (Path(__file__).parent.parent / "docs" / "services.md").read_text()
@@ -185,11 +186,12 @@ def test_a_template_is_part_of_what_a_target_is(server: Faulty, tmp_path: Path) 
     assert before != opened(server, LIST | {"image": "base64 png"}, tmp_path).sha256
 
 
-def test_rounded_probabilities() -> None:
-    from dualstudent.targets.json_service import _unrounded
-
-    rows = np.array([[0.33, 0.33, 0.33], [0.2, 0.2, 0.2]])
-    assert _unrounded(rows, 2).sum(1) == pytest.approx([1.0, 0.6]), "the second is no rounding"
+def test_rounded_probabilities(server: Faulty, tmp_path: Path) -> None:
+    """Four values, each off by half a hundredth at most: a sum of 0.98 is rounding, one of 0.8 is not."""
+    target: Any = opened(server, LIST | {"decimals": 2}, tmp_path).target
+    rows = [[0.33, 0.33, 0.33, 0.0], [0.24, 0.24, 0.25, 0.25], [0.2, 0.2, 0.2, 0.2], [0.0, 0.0, 0.0, 0.0]]
+    reply = Reply(json.dumps({"predictions": rows}).encode(), "application/json", {})
+    assert target.decode(reply, 4, 1).sum(1).tolist() == pytest.approx([1.0, 1.0, 0.8, 0.0])
 
 
 def test_paths() -> None:

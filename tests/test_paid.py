@@ -33,7 +33,7 @@ from test_kill import outcome
 
 extract = partial(ds.extract, probe_every=0)  # probes are asked anew in each session
 METHOD = ds.DualStudent(batch=8, width=4, noise_size=8)
-BUDGET = 120
+BUDGET = 80
 Quiet = Callable[[Labels], dict[str, Any]]
 
 

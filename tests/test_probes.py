@@ -196,7 +196,7 @@ class TestChange:
                     raise ds.TargetError("nobody is there")
                 return super().__call__(x)
 
-        with pytest.raises(ds.TargetError, match=r"nobody is there; go on with 'dualstudent resume"):
+        with pytest.raises(ds.TargetError, match=r"nobody is there; go on with: dualstudent resume"):
             extract(Gone(), tmp_path / "run", probe_every=EVERY, snapshot_every=1000.0)
         done = ds.resume(tmp_path / "run", Changing())
         assert done.result["bill"]["asked_again"] == 0

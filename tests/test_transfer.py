@@ -16,6 +16,7 @@ from dualstudent.experiment.result import balance, reached
 from dualstudent.ledger import Account
 from dualstudent.networks import Students
 from dualstudent.targets import ModuleTarget
+from fault_server import Faulty
 
 SPEC = ds.Spec((1, 4, 4), 3)
 
@@ -209,3 +210,33 @@ def test_command_attacks_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["transfer", run, *words, "--attacks", "fgsm"]) == 0
     again = json.loads((tmp_path / "r" / "transfer.json").read_text())
     assert again["asked_in_all"] > found["asked_in_all"] + again["asked"] - 1, "no call's bill is lost"
+
+
+def test_of_a_service_no_answer_is_paid_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An attack that fails on its way goes on where it was; one that is repeated asks nothing."""
+    out = tmp_path / "r"
+    quick = ["--batch", "16", "--width", "8", "--noise-size", "16", "--points", "1", "--probe-every", "0"]
+    words = ["--data", "digits", "--images", "20", "--attacks", "fgsm", "--eps", "8", "40"]
+    with Faulty(model={"classes": 10}) as server:
+        command = ["extract", "dual-student", "--target", server.url, "--queries", "50", "--out", str(out)]
+        assert main([*command, *quick, "--price", "2"]) == 0
+        server.change({"6": {"status": 400}})
+        assert main(["transfer", str(out), *words]) == 2
+        paid = server.count()["images"]
+        assert 0 < paid < 500
+        server.change()
+        assert main(["transfer", str(out), *words]) == 0
+        found = json.loads((out / "transfer.json").read_text())
+        wanted = 500 + 20 * (1 + len(found["rows"]))
+        assert paid + server.count()["images"] == wanted
+        assert found["asked_in_all"] - wanted <= 4 * 64, "in flight at the failure"
+        assert found["price"] == round(2 * found["asked_in_all"] / 1000, 6)
+        server.change()
+        assert main(["transfer", str(out), *words]) == 0
+        again = json.loads((out / "transfer.json").read_text())
+        assert (server.count()["images"], again["asked"], again["rows"]) == (0, 0, found["rows"])
+        assert main(["transfer", str(out), *words, "--eps", "8"]) == 0
+        assert server.count()["images"] == 0, "known by their values, whatever else is asked for"
+        capsys.readouterr()
+        assert main(["journal", "verify", str(out)]) == 0
+        assert f"{wanted} of {found['asked_in_all']} images charged" in capsys.readouterr().out

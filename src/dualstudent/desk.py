@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dualstudent.errors import TargetError, UserError
-from dualstudent.journal import ATTACK, Journal, Row
+from dualstudent.journal import ATTACK, Journal, Row, ranges
 from dualstudent.oracle import Part, asking, checked
 from dualstudent.spec import Service, Target, Telling
 
@@ -96,7 +96,7 @@ class Question:
             return asking(target, x)
 
         def sending(places: Tensor) -> None:
-            journal.sending(number, _ranges((self.first + self._open[places.numpy()]).tolist()))
+            journal.sending(number, ranges((self.first + self._open[places.numpy()]).tolist()))
 
         return target.telling(x, sending)
 
@@ -139,12 +139,6 @@ def digests(x: Float[Tensor, "b c h w"]) -> list[bytes]:
     """Return 16 bytes of SHA-256 of each image's float32 values: equal for equal images only."""
     raw = x.detach().to("cpu", torch.float32).contiguous().numpy()
     return [hashlib.sha256(image.tobytes()).digest()[:16] for image in raw]
-
-
-def _ranges(places: list[int]) -> list[tuple[int, int]]:
-    """Return places as (first, count) of each unbroken run."""
-    starts = [at for at, place in enumerate(places) if at == 0 or place != places[at - 1] + 1]
-    return [(places[at], end - at) for at, end in zip(starts, [*starts[1:], len(places)], strict=True)]
 
 
 def _in_order(held: dict[int, Row], first: int, images: int) -> list[Row | None]:

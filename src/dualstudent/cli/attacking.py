@@ -33,6 +33,7 @@ def attack(form: TransferForm) -> int:
             images=form.images,
             same_data=form.same_data,
             place=form.target,
+            secrets=form.secrets,
             device=experiment.choose_device(form.device),
             progress=lambda done, total: bars.update("transfer", done, total),
         )

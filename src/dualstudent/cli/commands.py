@@ -17,7 +17,7 @@ from dualstudent.cli import forms
 from dualstudent.cli.parse import parse, peek
 from dualstudent.cli.show import Bars, console, following, percent, result_table, stopping
 from dualstudent.data import DATA_SETS, Images, fetch, load_data
-from dualstudent.errors import Missing, Stopped, UserError, unknown
+from dualstudent.errors import Missing, UserError, unknown
 from dualstudent.networks import ARCHITECTURES, work
 
 log = logging.getLogger(__name__)
@@ -145,34 +145,32 @@ def extract_command(args: list[str]) -> int:
     set_threads(form.machine.threads, opened.target.spec.shape, getattr(form.method, "student", "auto"))
     e, budget = form.run, form.extraction.queries
     data = _judging(e, opened.data)
-    with parallel.ranks(), Bars(learning="steps") as bars, stopping() as stop:
-        try:
-            run = experiment.extract(
-                form.method,
-                opened,
-                queries=budget,
-                labels=form.extraction.labels,
-                seed=e.seed,
-                out=e.out,
-                data=data,
-                preset=preset,
-                device=device,
-                numerics=form.machine.numerics,
-                overwrite=e.overwrite,
-                target_options=form.access,
-                data_dir=e.data_dir,
-                points=e.points,
-                snapshot_every=e.snapshot_every,
-                tensorboard=e.tensorboard,
-                journal=e.journal if {"--journal", "--no-journal"} & set(args) else None,
-                price=e.price,
-                probe_every=e.probe_every,
-                command=["dualstudent", "extract", *args],
-                progress=following(bars, budget),
-                stop=stop,
-            )
-        except Stopped as stopped:
-            raise Stopped(f"{stopped}; go on with: dualstudent resume {e.out}") from None
+    go_on = experiment.going_on(e.out, opened.target)
+    with parallel.ranks(), Bars(learning="steps") as bars, stopping(e.out, go_on) as stop:
+        run = experiment.extract(
+            form.method,
+            opened,
+            queries=budget,
+            labels=form.extraction.labels,
+            seed=e.seed,
+            out=e.out,
+            data=data,
+            preset=preset,
+            device=device,
+            numerics=form.machine.numerics,
+            overwrite=e.overwrite,
+            target_options=form.access,
+            data_dir=e.data_dir,
+            points=e.points,
+            snapshot_every=e.snapshot_every,
+            tensorboard=e.tensorboard,
+            journal=e.journal if {"--journal", "--no-journal"} & set(args) else None,
+            price=e.price,
+            probe_every=e.probe_every,
+            command=["dualstudent", "extract", *args],
+            progress=following(bars, budget),
+            stop=stop,
+        )
     console.print(result_table([(str(e.out), run.result)]))
     return 0
 
@@ -199,18 +197,17 @@ def resume_command(args: list[str]) -> int:
     """dualstudent resume."""
     form = parse(forms.ResumeForm, args, "resume", "Go on with a stopped run.")
     budget = form.queries or experiment.budget(form.run)
-    with parallel.ranks(), Bars(learning="steps") as bars, stopping() as stop:
-        try:
-            run = experiment.resume(
-                form.run,
-                queries=form.queries,
-                place=form.target,
-                probe_every=form.probe_every,
-                progress=following(bars, budget),
-                stop=stop,
-            )
-        except Stopped as stopped:
-            raise Stopped(f"{stopped}; go on with: dualstudent resume {form.run}") from None
+    go_on = experiment.going_on(form.run, said=form.secrets, place=form.target)
+    with parallel.ranks(), Bars(learning="steps") as bars, stopping(form.run, go_on) as stop:
+        run = experiment.resume(
+            form.run,
+            queries=form.queries,
+            place=form.target,
+            secrets=form.secrets,
+            probe_every=form.probe_every,
+            progress=following(bars, budget),
+            stop=stop,
+        )
     console.print(result_table([(str(form.run), run.result)]))
     return 0
 
@@ -219,7 +216,7 @@ def evaluate_command(args: list[str]) -> int:
     """dualstudent evaluate."""
     form = parse(forms.EvaluateForm, args, "evaluate", "Judge a run's clone on test images.")
     data = load_data(form.data, form.split, folder=form.data_dir)
-    figures = experiment.evaluate(form.run, data, place=form.target)
+    figures = experiment.evaluate(form.run, data, place=form.target, secrets=form.secrets)
     low, high = figures["agreement_ci"]
     console.print(
         f"{figures['data']} ({figures['images']:,} images): agreement {percent(figures['agreement'])}"

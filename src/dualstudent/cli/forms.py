@@ -9,7 +9,7 @@ import tyro
 from dualstudent.cli.parse import Count
 from dualstudent.numerics import Numerics
 from dualstudent.spec import Labels
-from dualstudent.targets import TargetOptions, Training
+from dualstudent.targets import SecretNames, TargetOptions, Training
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,7 @@ class ResumeForm:
     queries: Count | None = None  # the larger budget
     probe_every: int | None = None  # queries between probes for another model; 0: none; default: as before
     target: str | None = None  # where the target lies now, if it has moved
+    secrets: SecretNames = field(default_factory=SecretNames)  # those that the run began with
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class EvaluateForm:
     split: str = "test"
     data_dir: Path | None = None
     target: str | None = None  # where the target lies now, if it has moved
+    secrets: SecretNames = field(default_factory=SecretNames)  # those that the run began with
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ class TransferForm:
     same_data: str | None = None  # target folder: a model trained on the same data, as another proxy
     device: str = "cpu"  # where images are made: cpu, cuda, auto
     target: str | None = None  # where the target lies now, if it has moved
+    secrets: SecretNames = field(default_factory=SecretNames)  # those that the run began with
 
 
 @dataclass(frozen=True)

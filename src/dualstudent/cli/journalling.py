@@ -68,7 +68,7 @@ def _export(args: list[str]) -> int:
 def _repair(args: list[str]) -> int:
     form = parse(RepairForm, args, "journal repair", "Make a new journal of what can be read.")
     _show(f"{form.run}: repaired", experiment.repair_journal(form.run))
-    console.print(f"go on with: dualstudent resume {form.run}")
+    console.print(f"go on with: {experiment.going_on(form.run)}")
     return 0
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dualstudent import parallel
+from dualstudent.errors import Stopped
 
 FOLLOWER = parallel.launched()[0] > 0  # of several ranks the first one speaks
 console = Console(highlight=False, soft_wrap=True, quiet=FOLLOWER)
@@ -104,8 +106,11 @@ def note(last: dict[str, Any]) -> str:
 
 
 @contextmanager
-def stopping() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a wish to stop after the present step; a second Ctrl-C is at once."""
+def stopping(out: Path | None = None, go_on: str = "") -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C and SIGTERM into a wish to stop after the present step; a second Ctrl-C is at once.
+
+    Either way the run in `out`, if one is there, is left with the command that goes on with it, as Stopped.
+    """
     asked: list[int] = []
 
     def wish(number: int, frame: FrameType | None) -> None:
@@ -118,6 +123,10 @@ def stopping() -> Iterator[Callable[[], bool]]:
     before = {number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: bool(asked)
+    except (Stopped, KeyboardInterrupt) as stopped:
+        if out is None or not (out / "manifest.json").is_file():
+            raise
+        raise Stopped(f"{str(stopped) or 'interrupted'}; go on with: {go_on}") from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

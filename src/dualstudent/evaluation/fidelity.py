@@ -1,7 +1,7 @@
 """How faithful a clone is to its target on test images: the owner's view, never the attacker's."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,8 +39,15 @@ def ask(target: Target, data: Images, account: Account, paid: Paid | None = None
 
     Raises TargetError.
     """
+    return ask_all(target, inputs(fitting(data, target.spec), target.spec), account, paid)
+
+
+def ask_all(
+    target: Target, batches: Iterable[Tensor], account: Account, paid: Paid | None = None
+) -> Float[Tensor, "n k"]:
+    """Do as `ask` with batches of the target's inputs (b, c, h, w)."""
     answers: list[Tensor] = []
-    for x in inputs(fitting(data, target.spec), target.spec):
+    for x in batches:
         question = None if paid is None else paid.question(x, sum(map(len, answers)))
         account.charge(len(x), held=0 if question is None else len(x) - question.due)
         with torch.inference_mode():
@@ -48,7 +55,12 @@ def ask(target: Target, data: Images, account: Account, paid: Paid | None = None
                 iter([(torch.arange(len(x)), answered(target, x))]) if question is None else question.parts()
             )
         answers.append(together(parts, x, target.spec))
-    wide = max(answer.shape[1] for answer in answers)  # label-only targets of unknown width may differ
+    return joined(answers)
+
+
+def joined(answers: Sequence[Tensor]) -> Float[Tensor, "n k"]:
+    """Return answers below each other: those of label-only targets of unknown width may differ in it."""
+    wide = max(answer.shape[1] for answer in answers)
     return torch.cat([nn.functional.pad(answer, (0, wide - answer.shape[1])) for answer in answers])
 
 

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from dualstudent.data import Images
 from dualstudent.errors import UserError, unknown
-from dualstudent.evaluation.fidelity import evaluating, wilson
+from dualstudent.evaluation.fidelity import ask_all, evaluating, wilson
 from dualstudent.ledger import Account
-from dualstudent.oracle import answered, checked
+from dualstudent.oracle import Paid
 from dualstudent.spec import Spec, Target
 
 Kind = Literal["fgsm", "bim", "pgd"]
+Kept = Callable[[Tensor], Paid | None]  # of the target's inputs to where answers to them are kept
 BATCH = 250  # images attacked at once
 
 
@@ -90,23 +91,24 @@ def transfer(
     data: Images,
     account: Account,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    paid: Kept = lambda x: None,
 ) -> list[dict[str, Any]]:
     """Attack test images on each proxy, show them to the target, and return a row for each pair.
 
     `success` is the share, over the images that the target puts into the right class, that it then
     puts into another one (targeted: into the chosen one); `success_all` the same over all images. The
     proxies give logits (b, k) for the target's inputs. Sizes are in pixels. Charged: the images once,
-    then once a row.
+    then once a row, but for those whose answers `paid` keeps.
     """
     spec = target.spec
     x = data.pixels()
-    right = _named(target, x, account) == data.labels
+    right = _named(target, x, account, paid) == data.labels
     rows = []
     for name, proxy in proxies.items():
         for attack in attacks:
             goal = chosen(data.labels, spec.classes or len(data.classes), attack)
             moved = attacked(attack, proxy, spec, x, goal)
-            hit = succeeded(_named(target, moved, account), data.labels, goal, attack)
+            hit = succeeded(_named(target, moved, account, paid), data.labels, goal, attack)
             rows.append(
                 {"proxy": name, **asdict(attack), "rule": "next class" if attack.targeted else None}
                 | {"images": len(x), "right": int(right.sum())}
@@ -141,10 +143,14 @@ def succeeded(
 
 
 def better_student(
-    students: nn.ModuleList, target: Target, pixels: Float[Tensor, "n c h w"], account: Account
+    students: nn.ModuleList,
+    target: Target,
+    pixels: Float[Tensor, "n c h w"],
+    account: Account,
+    paid: Kept = lambda x: None,
 ) -> int:
     """Return which student agrees most with the target on images held back from it: no test image."""
-    named, x = _named(target, pixels, account), target.spec.quantise(target.spec.encode(pixels))
+    named, x = _named(target, pixels, account, paid), target.spec.quantise(target.spec.encode(pixels))
     x = x.to(next(students.parameters()).device)
     with torch.inference_mode():
         agreements = []
@@ -154,14 +160,10 @@ def better_student(
     return int(np.argmax(agreements))
 
 
-def _named(target: Target, pixels: Tensor, account: Account) -> Int64[Tensor, "n"]:
+def _named(target: Target, pixels: Tensor, account: Account, paid: Kept) -> Int64[Tensor, "n"]:
     """Return the classes that the target names, charged."""
-    names = []
-    for part in torch.split(target.spec.quantise(target.spec.encode(pixels)), BATCH):
-        account.charge(len(part))
-        with torch.inference_mode():
-            names.append(checked(answered(target, part), len(part), target.spec).argmax(1).clone())
-    return torch.cat(names).cpu()
+    x = target.spec.quantise(target.spec.encode(pixels))
+    return ask_all(target, torch.split(x, BATCH), account, paid(x)).argmax(1).cpu()
 
 
 def _share(hit: Bool[Tensor, "n"], among: Bool[Tensor, "n"]) -> float | None:

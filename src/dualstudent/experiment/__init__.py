@@ -1,6 +1,6 @@
 """One run = one directory: extract, resume, evaluate, estimate, export."""
 
-from dualstudent.experiment.again import budget, choose_device, facing
+from dualstudent.experiment.again import budget, choose_device, facing, going_on
 from dualstudent.experiment.attacks import attack_run, sweep_over
 from dualstudent.experiment.core import Run, evaluate, extract, resume
 from dualstudent.experiment.estimate import Estimate, estimate
@@ -21,6 +21,7 @@ __all__ = [
     "export_onnx",
     "extract",
     "facing",
+    "going_on",
     "repair_journal",
     "resume",
     "sweep_over",

@@ -1,5 +1,6 @@
 """What a manifest names, opened again: target, test images, method."""
 
+import shlex
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -13,7 +14,7 @@ from dualstudent.errors import UserError, unknown
 from dualstudent.experiment.folder import RunFolder, describe_images
 from dualstudent.methods import Method, find
 from dualstudent.spec import Access, Labels, Spec, Target
-from dualstudent.targets import Opened, TargetOptions, open_target, weights_sum
+from dualstudent.targets import Opened, SecretNames, TargetOptions, open_target, weights_sum
 
 
 def as_opened(target: Target | Opened) -> Opened:
@@ -79,14 +80,27 @@ def facing(target: Target, labels: Labels) -> Target:
     return target
 
 
-def reopen(manifest: dict[str, Any], place: str | None = None) -> Opened:
-    """Open the target of a manifest again, from `place` if it has moved. Raises UserError."""
+def going_on(
+    path: str | Path, target: Target | None = None, said: SecretNames | None = None, place: str | None = None
+) -> str:
+    """Return the command that goes on with a run: with the secrets that its target, or `said`, names."""
+    service = None if target is None else bare(target)
+    names = said or getattr(service, "secrets", None) or SecretNames()
+    moved = [] if place is None else ["--target", place]
+    return shlex.join(["dualstudent", "resume", str(path), *moved, *names.flags])
+
+
+def reopen(manifest: dict[str, Any], place: str | None = None, secrets: SecretNames | None = None) -> Opened:
+    """Open the target of a manifest again, from `place` if it has moved.
+
+    Secrets that the manifest names have to be named again in `secrets`. Raises UserError.
+    """
     about = manifest["target"]
     if about["reference"] is None and place is None:
         raise UserError("the run's target was a Python object: resume it from Python and give the target")
-    options = TargetOptions.from_json(about["options"] or {})
-    device = choose_device(manifest["device"])
-    return open_target(place or about["reference"], options, device=device)
+    options, where = TargetOptions.from_json(about["options"] or {}), place or about["reference"]
+    options = replace(options, service=options.service.with_secrets(secrets or SecretNames(), str(where)))
+    return open_target(where, options, device=choose_device(manifest["device"]))
 
 
 def saved_data(manifest: dict[str, Any], data: Images | None = None) -> Images:

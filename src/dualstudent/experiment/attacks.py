@@ -15,11 +15,12 @@ from dualstudent.evaluation import fitting
 from dualstudent.evaluation.transfer import Attack, better_student, transfer
 from dualstudent.experiment.again import reopen, same_target
 from dualstudent.experiment.folder import RunFolder, describe_images
+from dualstudent.experiment.paying import price, purse
 from dualstudent.files import write_json
 from dualstudent.ledger import Account
 from dualstudent.networks import load_student
 from dualstudent.spec import Spec, Target
-from dualstudent.targets import ModuleTarget, TargetOptions, open_target
+from dualstudent.targets import ModuleTarget, SecretNames, TargetOptions, open_target
 
 HELD_BACK = 500  # images asked to choose the student that attacks
 SEED = 0
@@ -33,6 +34,7 @@ def attack_run(
     images: int | None = None,
     same_data: str | None = None,
     place: str | None = None,
+    secrets: SecretNames | None = None,
     device: str = "cpu",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
@@ -41,35 +43,39 @@ def attack_run(
     With `images`, so many of the data, drawn at random with a fixed seed. Beside the student: the target
     itself, where its network can be seen, and with `same_data` a target folder trained on the same
     data. The student is chosen on procedural images that no student learnt, never on test images. All
-    that is asked is charged to an account of its own, in the run. Raises UserError.
+    that is asked is charged to an account of its own, in the run; what its journal holds is not asked again.
+    Raises UserError.
     """
     run = RunFolder(path)
     manifest, _ = run.manifest(), run.outcome()
     with run.believing():
-        opened = reopen({**manifest, "device": device}, place)
+        opened = reopen({**manifest, "device": device}, place, secrets)
         same_target(opened, manifest)
     target, clone = opened.target, load_student(run.path).to(device)
     data = _some(fitting(data, target.spec), images)
     if clone.ids is not None:
         raise UserError(f"{path} was made without knowing the classes: transfer attacks need them")
-    account = Account("transfer", path=run.path / "transfer.account")
-    before = account.asked
     parallel.seed_step(SEED, 0, 0)
     held = priors.procedural(HELD_BACK, target.spec.shape)
-    best = better_student(clone.students, target, held, account)
-    proxies: dict[str, nn.Module] = {"clone": clone.students[best]}
-    if same_data is not None:
-        proxies["same data"] = _other(same_data, target.spec, manifest, device)
-    own = _white_box(target)
-    if own is not None:
-        proxies["the target itself"] = own
-    rows = transfer(attacks, proxies, target, data, account, progress)
+    other = None if same_data is None else _other(same_data, target.spec, manifest, device)
+    with purse(run, manifest, target) as paid:
+        account = Account("transfer", path=run.transfer)
+        before = account.asked
+        best = better_student(clone.students, target, held, account, paid.transfer)
+        proxies: dict[str, nn.Module] = {"clone": clone.students[best]}
+        if other is not None:
+            proxies["same data"] = other
+        own = _white_box(target)
+        if own is not None:
+            proxies["the target itself"] = own
+        rows = transfer(attacks, proxies, target, data, account, progress, paid.transfer)
     found = {
         "schema_version": 1,
         "data": describe_images(data) | {"drawn": "at random, seed 0" if images else "all"},
         "student": {"index": best, "of": len(clone.students), "chosen_on": HELD_BACK},
         "asked": account.asked - before,
         "asked_in_all": account.asked,  # by earlier calls too
+        "price": price(manifest, account.asked),
         "rows": rows,
     }
     write_json(run.path / "transfer.json", found)

@@ -4,19 +4,15 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dualstudent import engine, parallel
-from dualstudent.checkpoint import Snapshots
 from dualstudent.data import Images
-from dualstudent.defences import bare
-from dualstudent.errors import Diverged, Stopped, TargetError, UserError
-from dualstudent.evaluation import ask, fidelity, fitting, logits
+from dualstudent.errors import UserError
+from dualstudent.evaluation import fidelity, fitting, logits
 from dualstudent.experiment import folder as folders
 from dualstudent.experiment.again import (
     as_opened,
@@ -30,19 +26,18 @@ from dualstudent.experiment.again import (
     weights_of,
 )
 from dualstudent.experiment.folder import RunFolder
-from dualstudent.experiment.paying import Purse, journal_for, purse, service
-from dualstudent.experiment.probes import Probes, cadence
-from dualstudent.experiment.recorder import Progress, Recorder
-from dualstudent.experiment.result import compose
-from dualstudent.files import read_json, read_tensors, write_json, write_tensors
-from dualstudent.ledger import Account, Shown
+from dualstudent.experiment.paying import journal_for, purse, service
+from dualstudent.experiment.probes import cadence
+from dualstudent.experiment.recorder import Progress
+from dualstudent.experiment.session import answers_on, go
+from dualstudent.files import read_json, write_json
+from dualstudent.ledger import Account
 from dualstudent.methods import Method
-from dualstudent.methods.base import option
-from dualstudent.networks import Clone, load_student, save_student
+from dualstudent.networks import Clone, load_student
 from dualstudent.networks.store import student_folder
 from dualstudent.numerics import AUTO, Numerics
 from dualstudent.spec import Labels, Target
-from dualstudent.targets import Opened, TargetOptions
+from dualstudent.targets import Opened, SecretNames, TargetOptions
 
 
 class Run:
@@ -149,7 +144,8 @@ def extract(
         _keep_start(run, method)
     parallel.meet()
     with purse(run, manifest, opened.target) as paid:
-        return _go(run, manifest, method, opened.target, data, progress, stop, paid, insist=bool(probe_every))
+        go(run, manifest, method, opened.target, data, progress, stop, paid, insist=bool(probe_every))
+    return Run(run.path)
 
 
 def resume(
@@ -159,15 +155,16 @@ def resume(
     queries: int | None = None,
     data: Images | None = None,
     place: str | None = None,
+    secrets: SecretNames | None = None,
     probe_every: int | None = None,
     progress: Progress = lambda spent, last: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Run:
     """Go on with a stopped run; with `queries`, extend a finished one to a larger budget.
 
-    The target is opened again as the manifest says, unless given; `place` is where it lies now.
-    `probe_every` replaces the run's, if given. Nothing is written before the snapshot is read. Raises
-    UserError, Stopped.
+    The target is opened again as the manifest says, unless given; `place` is where it lies now, `secrets`
+    name those it needs: what a manifest names is not sent by itself. `probe_every` replaces the run's, if
+    given. Nothing is written before the snapshot is read. Raises UserError, Stopped.
     """
     run = RunFolder(path)
     manifest = run.manifest()
@@ -193,7 +190,7 @@ def resume(
         engine.plan(method, manifest["budgets"])
         same_outside(method, manifest)
         Numerics(**manifest.get("numerics", {}))
-        opened = reopen(manifest, place) if target is None else as_opened(target)
+        opened = reopen(manifest, place, secrets) if target is None else as_opened(target)
         same_target(opened, manifest)
         if manifest["data"] is not None:
             data = saved_data(manifest, data)
@@ -202,27 +199,33 @@ def resume(
         manifest["probe_every"] = cadence(probe_every, opened.target, manifest["budgets"][-1])
     parallel.meet()  # all have read it
     with purse(run, manifest, opened.target) as paid:
-        return _go(run, manifest, method, opened.target, data, progress, stop, paid, insist=bool(probe_every))
+        go(run, manifest, method, opened.target, data, progress, stop, paid, insist=bool(probe_every))
+    return Run(run.path)
 
 
 def evaluate(
-    path: str | Path, data: Images, target: Target | Opened | None = None, *, place: str | None = None
+    path: str | Path,
+    data: Images,
+    target: Target | Opened | None = None,
+    *,
+    place: str | None = None,
+    secrets: SecretNames | None = None,
 ) -> dict[str, Any]:
     """Judge a run's clone on other test images and add the figures to its result.json.
 
-    The target's answers are charged to the audit, once for each set of images. `place` is where the
-    target lies now, if not where it was. Raises UserError.
+    The target's answers are charged to the audit, once for each set of images. `place` and `secrets` are
+    those of `resume`. Raises UserError.
     """
     run = RunFolder(path)
     manifest, result = run.manifest(), run.outcome()
     with run.believing():
-        opened = reopen(manifest, place) if target is None else as_opened(target)
+        opened = reopen(manifest, place, secrets) if target is None else as_opened(target)
         same_target(opened, manifest)
     target = opened.target
     fitting(data, target.spec)
     with purse(run, manifest, target) as paid:
         account = Account("audit", path=run.audit)
-        answers = _answers(run, target, data, account, paid)
+        answers = answers_on(run, target, data, account, paid)
         images = result["bill"].get("asked", 0) + account.asked
         result["bill"] |= {"audit": account.asked} | service(manifest, images, paid.journal)
     clone = load_student(run.path)
@@ -238,145 +241,6 @@ def evaluate(
     return about | figures
 
 
-def _go(
-    run: RunFolder,
-    manifest: dict[str, Any],
-    method: Method[Any],
-    target: Target,
-    data: Images | None,
-    progress: Progress,
-    stop: Callable[[], bool],
-    paid: Purse,
-    *,
-    insist: bool = False,
-) -> Run:
-    device, asked = manifest["device"], facing(target, manifest["labels"])
-    first = parallel.rank() == 0  # it alone writes, and judges
-    if (heed := getattr(bare(target), "heed", None)) is not None:
-        heed(stop)
-    attack = Account("attack", manifest["budgets"][-1], run.attack, writes=first, held=paid.held)
-    shown = Shown(run.shown, writes=first)
-    snapshots = Snapshots(run.snapshot, folders.identity(manifest), manifest["snapshot_every"])
-    if not first:
-        _follow(manifest, method, asked, attack, shown, snapshots, stop)
-        return Run(run.path)
-    audit = Account("audit", path=run.audit)
-    data = None if data is None else data.to(device)
-    answers = None if data is None else _answers(run, target, data, audit, paid).to(device)
-    board = _board(run.path) if manifest["tensorboard"] else None
-    numerics = Numerics(**manifest.get("numerics", {}))
-    phases = engine.plan(method, manifest["budgets"])
-    planned = sum(phase.steps * phase.cost for phase in phases)
-    outcome = partial(compose, run, manifest, attack, audit, shown, planned=planned, journal=paid.journal)
-    recorder = Recorder(
-        run,
-        asked.spec,
-        data,
-        answers,
-        target.spec.access,
-        phases=phases,
-        points=manifest["points"],
-        numerics=numerics,
-        progress=progress,
-        stop=stop,
-        board=board,
-    )
-    probes = Probes(run, target, audit, manifest.get("probe_every", 0), planned)
-    finished = read_json(run.result) if run.result.exists() else {}
-
-    def resumed(step: int, state: Any) -> None:
-        recorder.rewind(step, state)
-        if not probes.begin(attack.spent, insist=insist):
-            manifest["probe_every"] = 0
-        write_json(run.manifest_file, manifest)  # an extension is one once all it builds on was read
-
-    def flush() -> None:
-        shown.flush()
-        recorder.flush()
-
-    def watch(moment: engine.Moment[Any]) -> bool:
-        stops = recorder(moment)
-        return probes(moment.spent) or stops
-
-    snapshots.flush = flush
-    try:
-        state = engine.run(
-            method,
-            asked,
-            attack,
-            budgets=manifest["budgets"],
-            seed=manifest["seed"],
-            device=device,
-            numerics=numerics,
-            shown=shown,
-            snapshots=snapshots,
-            watch=watch,
-            resumed=resumed,
-            desk=paid.attack(asked),
-        )
-        if probes.trouble is not None:
-            raise TargetError(probes.trouble)
-        figures = None if data is None else recorder.figures(state)
-    except Stopped:
-        if not finished.get("complete"):  # an extension that is stopped keeps the result that it had
-            values = outcome(recorder, figures=None, probes=probes.asked)
-            write_json(run.result, values | {"complete": False})  # steps that ask nothing may be left
-        if probes.trouble is not None:
-            raise TargetError(probes.trouble) from None
-        raise
-    except Diverged as error:
-        rates = ", ".join(option(name) for name in asdict(method) if "rate" in name)
-        raise UserError(f"{error}: lower {rates or 'the learning rates'}") from error
-    finally:
-        if board is not None:
-            board.close()
-    save_student(run.student, state.clone, spec=asked.spec, seed=manifest["seed"])
-    values = outcome(recorder, figures=figures, probes=probes.asked)
-    if finished.get("evaluations"):
-        values["evaluations"] = finished["evaluations"]
-    write_json(run.result, values)
-    parallel.meet()
-    return Run(run.path)
-
-
-def _follow(
-    manifest: dict[str, Any],
-    method: Method[Any],
-    asked: Target,
-    attack: Account,
-    shown: Shown,
-    snapshots: Snapshots,
-    stop: Callable[[], bool],
-) -> None:
-    """Do the work of a rank that writes nothing, until the first one has written the result."""
-    engine.run(
-        method,
-        asked,
-        attack,
-        budgets=manifest["budgets"],
-        seed=manifest["seed"],
-        device=manifest["device"],
-        numerics=Numerics(**manifest.get("numerics", {})),
-        shown=shown,
-        snapshots=snapshots,
-        watch=lambda moment: stop(),
-    )
-    parallel.meet()
-
-
-def _answers(run: RunFolder, target: Target, data: Images, account: Account, paid: Purse) -> Tensor:
-    """Return the target's answers on test images, asked once in the life of a run."""
-    path = run.answers / f"{data.digest()[:16]}.safetensors"
-    if path.exists():
-        try:
-            return read_tensors(path)["answers"]
-        except (UserError, KeyError) as error:
-            raise UserError(f"{path} is damaged: delete it, and the target is asked again (audit)") from error
-    answers = ask(target, data, account, paid.audit(data)).cpu()
-    write_tensors(path, {"answers": answers})
-    return answers
-
-
 def _keep_start(run: RunFolder, method: Method[Any]) -> None:
     """Copy the student that a run starts from, so that it can be resumed without its origin."""
     start = getattr(method, "start", None)
@@ -390,11 +254,3 @@ def _keep_start(run: RunFolder, method: Method[Any]) -> None:
 
 def _plain(options: TargetOptions | None) -> dict[str, Any] | None:
     return None if options is None else options.to_json()
-
-
-def _board(path: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except (ImportError, RuntimeError) as error:
-        raise UserError("--tensorboard needs: pip install 'dualstudent[tensorboard]'") from error
-    return SummaryWriter(str(path / "tensorboard"))

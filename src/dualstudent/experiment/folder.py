@@ -15,6 +15,7 @@ from typing import Any
 from dualstudent.data import Images
 from dualstudent.errors import UserError
 from dualstudent.files import closed, read_json, write_json
+from dualstudent.ledger import Account
 from dualstudent.methods import Method
 from dualstudent.spec import Spec
 
@@ -52,6 +53,7 @@ class RunFolder:
         self.snapshot = self.path / "snapshot.pt"
         self.attack = self.path / "attack.account"
         self.audit = self.path / "audit.account"
+        self.transfer = self.path / "transfer.account"
         self.shown = self.path / "shown.bin"
         self.journal = self.path / "journal.sqlite"
         self.probes = self.path / "probes.json"
@@ -60,6 +62,11 @@ class RunFolder:
         self.start = self.path / "start"
         self.figures = self.path / "figures"
         self.answers = self.path / "answers"
+
+    def charged(self) -> dict[str, int]:
+        """Return the images charged so far, by account; nothing is written. Raises UserError."""
+        paths = {"attack": self.attack, "audit": self.audit, "transfer": self.transfer}
+        return {name: Account(name, path=path, writes=False).asked for name, path in paths.items()}
 
     def manifest(self) -> dict[str, Any]:
         """Return the manifest. Raises UserError where there is none that we can read."""

@@ -11,8 +11,8 @@ import torch
 from dualstudent.errors import UserError
 from dualstudent.experiment.folder import RunFolder
 from dualstudent.files import read_json, read_tensors, write_whole, yielding
-from dualstudent.journal import ATTACK, Found, Row, rebuild, salvage
-from dualstudent.ledger import Account, Shown
+from dualstudent.journal import ATTACK, Found, Row, ranges, rebuild, salvage
+from dualstudent.ledger import Shown
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,21 @@ def verify_journal(path: str | Path) -> Verdict:
     if found.run is not None and found.run != name:
         problems.append("it is another run's journal")
     rows = found.of(ATTACK)
-    audits = Counter(row.purpose for row in found.rows if row.purpose != ATTACK)
-    charged, audited = (Account(w, path=p).asked for w, p in (("attack", run.attack), ("audit", run.audit)))
+    kinds = Counter(row.purpose.partition(" ")[0] for row in found.rows)
+    charged = run.charged()
     again = sum(row.attempts - 1 for row in found.rows)
     problems += _gaps(found)
-    for what, kept, asked in (("attack", len(rows), charged), ("audit", sum(audits.values()), audited)):
-        if kept > asked:
-            problems.append(f"{kept} answers to the {what}, but {asked} images are charged")
+    for what, asked in charged.items():
+        if kinds[what] > asked:
+            problems.append(f"{kinds[what]} answers to the {what}, but {asked} images are charged")
     problems += _against_record(run, rows, found.repaired)
     problems += _against_result(run, rows, found.repaired)
     problems += _against_answers(run, found)
     facts = {
-        "answers to the attack": f"{len(rows):,} of {charged:,} images charged",
+        "answers to the attack": f"{len(rows):,} of {charged['attack']:,} images charged",
         "unique images": f"{len({row.digest for row in rows}):,}",
-        "answers to the audit": f"{sum(audits.values()):,} of {audited:,} images charged",
+        "answers to the audit": f"{kinds['audit']:,} of {charged['audit']:,} images charged",
+        "answers to transferred attacks": f"{kinds['transfer']:,} of {charged['transfer']:,} images charged",
         "asked again": f"{again:,}",
         "begun and not answered": f"{sum(count for _, count in _open(found)):,}",
         "sessions": f"{len(found.sessions):,}",
@@ -124,7 +125,7 @@ def _open(found: Found) -> list[tuple[int, int]]:
     lost = sorted(
         {at for what, first, n in found.begun if what == ATTACK for at in range(first, first + n)} - held
     )
-    return _runs(lost)
+    return ranges(lost)
 
 
 def _gaps(found: Found) -> list[str]:
@@ -132,20 +133,9 @@ def _gaps(found: Found) -> list[str]:
     held = {row.position for row in found.of(ATTACK)}
     open_ = {at for first, n in _open(found) for at in range(first, first + n)}
     missing = sorted(set(range(max(held, default=-1) + 1)) - held - open_)
-    words = [f"{first}" if n == 1 else f"{first} … {first + n - 1}" for first, n in _runs(missing)]
+    words = [f"{first}" if n == 1 else f"{first} … {first + n - 1}" for first, n in ranges(missing)]
     more = f" and {len(words) - 5} more" if len(words) > 5 else ""
     return [f"no answers to the images {', '.join(words[:5])}{more}"] if words else []
-
-
-def _runs(places: list[int]) -> list[tuple[int, int]]:
-    """Return sorted places as (first, count) of each unbroken run."""
-    found: list[tuple[int, int]] = []
-    for at in places:
-        if found and sum(found[-1]) == at:
-            found[-1] = (found[-1][0], found[-1][1] + 1)
-        else:
-            found.append((at, 1))
-    return found
 
 
 def _against_record(run: RunFolder, rows: list[Row], repaired: bool) -> list[str]:

@@ -1,16 +1,20 @@
 """Runs whose answers are paid for: whether a run keeps a journal, who asks through it, the bill."""
 
 import contextlib
+import hashlib
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from dualstudent import parallel
 from dualstudent.data import Images
 from dualstudent.defences import bare, revealed
-from dualstudent.desk import Desk
+from dualstudent.desk import Desk, digests
 from dualstudent.errors import UserError
 from dualstudent.experiment.folder import RunFolder
 from dualstudent.journal import ATTACK, Journal
@@ -46,10 +50,16 @@ class Purse:
 
     def audit(self, data: Images) -> Desk | None:
         """Return where the owner's questions about some test images are asked."""
+        return self._owners(f"audit {data.digest()[:16]}")
+
+    def transfer(self, x: Float[Tensor, "n c h w"]) -> Desk | None:
+        """Return where the owner's questions about some attacked images are asked, known by their values."""
+        return self._owners(f"transfer {hashlib.sha256(b''.join(digests(x))).hexdigest()[:16]}")
+
+    def _owners(self, purpose: str) -> Desk | None:
         if self.journal is None or self.target is None:
             return None
-        name = f"audit {data.digest()[:16]}"
-        return Desk(self.journal, bare(self.target), name, partial(revealed, self.target))
+        return Desk(self.journal, bare(self.target), purpose, partial(revealed, self.target))
 
     def held(self, spent: int) -> int:
         """Return how many of the attack's answers the journal holds beyond so many."""
@@ -65,10 +75,7 @@ def purse(run: RunFolder, manifest: dict[str, Any], target: Target) -> Iterator[
         return
     if not isinstance(about, dict) or "run" not in about:
         raise UserError(f"{run.manifest_file} names no journal where it should: restore it from a copy")
-    paid = sum(
-        Account(name, path=path).asked for name, path in (("attack", run.attack), ("audit", run.audit))
-    )
-    with Journal(run.journal, str(about["run"]), paid=paid) as journal:
+    with Journal(run.journal, str(about["run"]), paid=sum(run.charged().values())) as journal:
         inner = bare(target)
         if isinstance(inner, Service):
             journal.follow(inner.traffic)

@@ -10,10 +10,11 @@ from torch.nn.functional import interpolate, pad
 
 from dualstudent.defences import bare
 from dualstudent.errors import TargetError, UserError
+from dualstudent.evaluation import ask_all
+from dualstudent.experiment.again import going_on
 from dualstudent.experiment.folder import SCHEMA_VERSION, RunFolder
 from dualstudent.files import read_json, write_json
 from dualstudent.ledger import Account
-from dualstudent.oracle import answered, checked
 from dualstudent.spec import Service, Spec, Target
 
 IMAGES = 4  # of a probe: two smooth ones, two of noise
@@ -93,7 +94,7 @@ class Probes:
         try:
             self.trouble = self._differs(spent)
         except TargetError as error:
-            self.trouble = f"{error}; go on with 'dualstudent resume {self.run.path}'"
+            self.trouble = f"{error}; go on with: {going_on(self.run.path, self.target)}"
         return self.trouble is not None
 
     def _differs(self, spent: int) -> str | None:
@@ -109,16 +110,13 @@ class Probes:
         when = f"between query {before:,} and query {spent:,}" if spent > before else f"after query {spent:,}"
         return (
             f"the target has changed {when}: the same {IMAGES} probe images are answered otherwise than at"
-            f" first (by up to {apart:.2g}). What was paid is kept: once the old model is back, go on with"
-            f" 'dualstudent resume {self.run.path}'; with --probe-every 0, whatever it answers"
+            f" first (by up to {apart:.2g}). What was paid is kept: once the old model is back (with"
+            f" --probe-every 0 whatever it answers), go on with: {going_on(self.run.path, self.target)}"
         )
 
     def _ask(self) -> Float[Tensor, "b k"]:
-        self.account.charge(len(self.images))
         self._kept["asked"] += len(self.images)
-        with torch.inference_mode():
-            answer = checked(answered(self.target, self.images), len(self.images), self.target.spec)
-        return answer.float().cpu().clone()
+        return ask_all(self.target, [self.images], self.account).float()
 
     def _write(self) -> None:
         write_json(self.run.probes, {"schema_version": SCHEMA_VERSION, **self._kept})

@@ -5,7 +5,7 @@ lose an answer nor hide that one was paid twice.
 """
 
 from dualstudent.journal.book import Journal
-from dualstudent.journal.rows import ATTACK, Row
+from dualstudent.journal.rows import ATTACK, Row, ranges
 from dualstudent.journal.salvage import Found, rebuild, salvage
 
-__all__ = ["ATTACK", "Found", "Journal", "Row", "rebuild", "salvage"]
+__all__ = ["ATTACK", "Found", "Journal", "Row", "ranges", "rebuild", "salvage"]

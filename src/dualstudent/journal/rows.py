@@ -152,3 +152,14 @@ def plus(one: Traffic, two: Traffic, sign: int = 1) -> Traffic:
 def minus(one: Traffic, two: Traffic) -> Traffic:
     """Return what the first count has grown by since the second."""
     return plus(one, two, -1)
+
+
+def ranges(places: list[int]) -> list[tuple[int, int]]:
+    """Return sorted places as (first, count) of each unbroken run."""
+    found: list[tuple[int, int]] = []
+    for at in places:
+        if found and sum(found[-1]) == at:
+            found[-1] = (found[-1][0], found[-1][1] + 1)
+        else:
+            found.append((at, 1))
+    return found

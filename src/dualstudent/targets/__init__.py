@@ -18,7 +18,7 @@ from dualstudent.targets.module import CallableTarget, ModuleTarget, Output, che
 from dualstudent.targets.onnx import OnnxTarget
 from dualstudent.targets.onnx_file import Layout
 from dualstudent.targets.train import Training, train_target
-from dualstudent.targets.wire import ServiceOptions
+from dualstudent.targets.wire import SecretNames, ServiceOptions
 
 __all__ = [
     "CallableTarget",
@@ -27,6 +27,7 @@ __all__ = [
     "OnnxTarget",
     "Opened",
     "Pace",
+    "SecretNames",
     "ServiceOptions",
     "TargetOptions",
     "Training",

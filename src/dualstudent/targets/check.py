@@ -13,7 +13,7 @@ from torch import Tensor
 from dualstudent import parallel, priors
 from dualstudent.data import Images
 from dualstudent.errors import UserError
-from dualstudent.evaluation.fidelity import ask
+from dualstudent.evaluation.fidelity import ask, joined
 from dualstudent.ledger import Account
 from dualstudent.oracle import Oracle
 from dualstudent.spec import Access, Spec, Target
@@ -107,8 +107,7 @@ def check_target(
         answers.append(oracle(x))
         times.append(time.perf_counter() - start)
     pace = Pace(statistics.median(times[:ALONE]), len(others), times[-1], **_requests(target))
-    wide = max(answer.shape[1] for answer in answers)
-    rows = torch.cat([torch.nn.functional.pad(a, (0, wide - a.shape[1])) for a in answers]).cpu()
+    rows = joined(answers).cpu()
     accuracy = None
     if data is not None:
         guess = ask(target, data, account).argmax(1)

@@ -18,7 +18,7 @@ from dualstudent.targets.metadata import INPUTS, WHOLE, Tensors, read_tensors
 from dualstudent.targets.module import Output
 from dualstudent.targets.onnx_file import Layout
 from dualstudent.targets.service import HttpService, Images, to_bytes
-from dualstudent.targets.strict import numbers, plain, read_object
+from dualstudent.targets.strict import numbers, plain, read_object, unrounded
 from dualstudent.targets.transport import Reply, Transport
 
 METADATA = 1 << 20  # bytes of it, at most
@@ -116,7 +116,7 @@ class InferenceService(HttpService):
         if found.dtype.kind == "f" and not np.isfinite(found).all():
             raise TargetError("the target returned NaN or infinite values")
         if self.output == "probabilities" and found.dtype == np.float16:
-            return _unrounded(found[:images].astype(np.float32))
+            return unrounded(found[:images].astype(np.float32), 0.01)
         return found[:images]
 
 
@@ -255,9 +255,3 @@ def _values(out: dict[str, Any], raw: bytes | None, kinds: dict[str, str]) -> np
     if count != len(values):
         raise TargetError(f"the answer has {len(values)} values for shape {shape}")
     return values.reshape(shape)
-
-
-def _unrounded(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return rows whose sum half precision has put off by less than a hundredth, on the simplex again."""
-    total = rows.sum(1, keepdims=True)
-    return np.where(np.abs(total - 1) < 0.01, rows / np.where(total == 0, 1, total), rows).astype(np.float32)

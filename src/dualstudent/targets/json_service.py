@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -12,7 +11,7 @@ from dualstudent.errors import TargetError, UserError
 from dualstudent.spec import Access, Spec
 from dualstudent.targets.module import Output
 from dualstudent.targets.service import HttpService, Images
-from dualstudent.targets.strict import numbers, plain, read_json
+from dualstudent.targets.strict import numbers, plain, read_json, unrounded
 from dualstudent.targets.template import Template, follow, parse_path, read_template
 from dualstudent.targets.transport import Reply, Transport
 
@@ -47,7 +46,7 @@ class JsonService(HttpService):
         if not np.isfinite(rows).all():
             raise TargetError("the target returned NaN or infinite values")
         if self.output == "probabilities" and self.template.decimals is not None:
-            rows = _unrounded(rows, self.template.decimals)
+            rows = unrounded(rows, rows.shape[1] * 0.5 * 10.0**-self.template.decimals + 1e-6)
         return torch.from_numpy(rows.astype(np.float32))
 
     def _same_model(self, value: Any) -> None:
@@ -61,14 +60,6 @@ class JsonService(HttpService):
                 f"the model changed: version {plain(version, 40)} answers,"
                 f" the run began with {plain(self.version, 40)}"
             )
-
-
-def _unrounded(rows: npt.NDArray[np.float64], decimals: int) -> npt.NDArray[np.float64]:
-    """Return rows that were rounded, with a sum of one, where rounding explains that it is not."""
-    total = rows.sum(1, keepdims=True)
-    near = np.abs(total - 1) <= rows.shape[1] * 0.5 * 10.0**-decimals + 1e-6
-    scaled: npt.NDArray[np.float64] = rows / np.where(near & (total > 0), total, 1)
-    return scaled
 
 
 def open_json(

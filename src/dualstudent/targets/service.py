@@ -14,10 +14,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from dualstudent.errors import TargetError
-from dualstudent.oracle import checked
+from dualstudent.oracle import checked, together
 from dualstudent.spec import Spec, Traffic
 from dualstudent.targets.module import Output, simplex
 from dualstudent.targets.transport import Reply, Transport
+from dualstudent.targets.wire import SecretNames
 
 Images = npt.NDArray[np.float32]
 
@@ -38,6 +39,11 @@ class HttpService(ABC):
     def lanes(self) -> int:
         """Requests in flight."""
         return self.transport.options.concurrency
+
+    @property
+    def secrets(self) -> SecretNames:
+        """Where what is sent along is read from: names, no values."""
+        return self.transport.options
 
     @property
     def rate(self) -> float | None:
@@ -86,12 +92,7 @@ class HttpService(ABC):
 
     def __call__(self, x: Float[Tensor, "b c h w"], /) -> Float[Tensor, "b k"]:
         """Return rows on the simplex, in the order of the images. Raises TargetError, Stopped."""
-        found: list[Any] = list(self.requests(x))
-        width = max(answer.shape[1] for _, answer in found)
-        rows = torch.zeros(len(x), width, device=x.device)
-        for places, answer in found:
-            rows[places.to(x.device), : answer.shape[1]] = answer
-        return rows
+        return together(self.requests(x), x, self.spec)
 
     def _exchange(self, images: Images, gone: threading.Event) -> Tensor:
         number = next(self._numbers)

@@ -1,7 +1,10 @@
 """Reading what a service sent: nothing is believed that is not what was agreed on."""
 
+import contextlib
 import json
 import re
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import numpy as np
@@ -94,3 +97,23 @@ def message(body: bytes) -> str:
 def _title(body: bytes) -> str:
     found = re.search(rb"<title[^>]*>([^<]{1,200})", body[:8192], re.IGNORECASE)
     return f" ('{plain(found[1], 60)}')" if found else ""
+
+
+def retry_after(value: str | None) -> float:
+    """Return the seconds that a Retry-After header asks for: a number, or a date; 0 for anything else."""
+    if value is None:
+        return 0.0
+    if value.strip().isdecimal():
+        return min(1e9, float(value))
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        when = parsedate_to_datetime(value)
+        when = when if when.tzinfo else when.replace(tzinfo=UTC)
+        return max(0.0, (when - datetime.now(UTC)).total_seconds())
+    return 0.0
+
+
+def unrounded(rows: npt.NDArray[Any], most: float) -> npt.NDArray[Any]:
+    """Return rows (n, k) on the simplex again, whose sum rounding has put off by `most` at most."""
+    total = rows.sum(1, keepdims=True)
+    near = (np.abs(total - 1) <= most) & (total > 0)
+    return np.asarray(rows / np.where(near, total, 1), rows.dtype)

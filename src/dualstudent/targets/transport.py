@@ -11,14 +11,12 @@ import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from dualstudent.errors import Stopped, TargetError, UserError
 from dualstudent.spec import Traffic
-from dualstudent.targets.strict import message, plain
+from dualstudent.targets.strict import message, plain, retry_after
 from dualstudent.targets.wire import Secrets, ServiceOptions
 
 try:
@@ -311,19 +309,6 @@ class Transport:
     def _count(self, status: str) -> None:
         with self._lock:
             self.traffic.statuses[status] = self.traffic.statuses.get(status, 0) + 1
-
-
-def retry_after(value: str | None) -> float:
-    """Return the seconds that a Retry-After header asks for: a number, or a date; 0 for anything else."""
-    if value is None:
-        return 0.0
-    if value.strip().isdecimal():
-        return min(1e9, float(value))
-    with contextlib.suppress(ValueError, TypeError, OverflowError):
-        when = parsedate_to_datetime(value)
-        when = when if when.tzinfo else when.replace(tzinfo=UTC)
-        return max(0.0, (when - datetime.now(UTC)).total_seconds())
-    return 0.0
 
 
 def _trusted(ca_file: str | None) -> ssl.SSLContext | bool:

@@ -1,20 +1,44 @@
 """How a service is asked: traffic, secrets by name only, and what its answers mean."""
 
 import re
+import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from dualstudent.errors import UserError
+from dualstudent.targets.strict import plain
 
-PATHS = ("token_file", "headers_file", "ca_file", "template")
 KINDS: dict[str, type] = {"rate": float, "answer_limit": int}  # of options that have no default; texts else
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
 @dataclass(frozen=True)
-class ServiceOptions:
+class SecretNames:
+    """Where secrets are read from. A run keeps these names; whoever goes on with it says them again.
+
+    Raises UserError for two tokens.
+    """
+
+    token_env: str | None = None  # environment variable that holds a bearer token
+    token_file: str | None = None  # file that holds a bearer token
+    headers_file: str | None = None  # file of further headers, a "Name: value" a line
+
+    def __post_init__(self) -> None:
+        if self.token_env is not None and self.token_file is not None:
+            raise UserError("--token-env and --token-file: give one of them")
+        _absolute(self, "token_file", "headers_file")
+
+    @property
+    def flags(self) -> list[str]:
+        """The words of a command line that say these names."""
+        said = [(field.name, getattr(self, field.name)) for field in fields(SecretNames)]
+        return [word for name, value in said if value for word in (f"--{name.replace('_', '-')}", value)]
+
+
+@dataclass(frozen=True)
+class ServiceOptions(SecretNames):
     """How a service is asked. Secrets are named, never given: a manifest keeps these options.
 
     Raises UserError for values that make no sense.
@@ -26,9 +50,6 @@ class ServiceOptions:
     timeout: float = 60.0  # seconds that a request may take
     retries: int = 8  # times that a failed request is asked again
     pause: float = 0.5  # seconds before the first time; they double, up to a minute
-    token_env: str | None = None  # environment variable that holds a bearer token
-    token_file: str | None = None  # file that holds a bearer token
-    headers_file: str | None = None  # file of further headers, a "Name: value" a line
     ca_file: str | None = None  # certificates to trust, PEM; default: the system's
     answer_limit: int | None = None  # bytes of an answer; default: 1 MiB, and 64 KiB an image
     binary: bool = True  # send and ask binary tensors where the server offers them
@@ -36,6 +57,7 @@ class ServiceOptions:
     template: str | None = None  # TOML or JSON file: how an http+json service is asked (docs/services.md)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("request_batch", "concurrency"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
@@ -48,11 +70,25 @@ class ServiceOptions:
         for name in ("retries", "pause"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"--{name} {getattr(self, name)}: 0 or more")
-        if self.token_env is not None and self.token_file is not None:
-            raise UserError("--token-env and --token-file: give one of them")
-        for name in PATHS:  # a run is resumed from anywhere
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, str(Path(getattr(self, name)).absolute()))
+        _absolute(self, "ca_file", "template")
+
+    def with_secrets(self, said: SecretNames, place: str) -> "ServiceOptions":
+        """Return these options of a run with the secrets that its user names.
+
+        A run may be a stranger's, its address too: what it names is never sent there by itself. Raises
+        UserError where a token or headers are not named again.
+        """
+        kept = SecretNames(
+            token_env=None if said.token_env or said.token_file else self.token_env,
+            token_file=None if said.token_env or said.token_file else self.token_file,
+            headers_file=None if said.headers_file else self.headers_file,
+        )
+        if kept.flags:
+            raise UserError(
+                f"the run was begun with secrets, which would be sent to {plain(place)}: if they are to go"
+                f" there, say where they are again: {plain(shlex.join(kept.flags), 1000)}"
+            )
+        return replace(self, **vars(said))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ServiceOptions":
@@ -138,6 +174,13 @@ class Secrets:
     def _values(self) -> list[str]:
         values = [part for _, value in self._headers for part in (value, *value.split()[1:])]
         return [value for value in values if len(value) >= 4]  # less is no secret, and in every text
+
+
+def _absolute(options: SecretNames, *names: str) -> None:
+    """Make names of files absolute: a run is resumed from anywhere."""
+    for name in names:
+        if getattr(options, name) is not None:
+            object.__setattr__(options, name, str(Path(getattr(options, name)).absolute()))
 
 
 def _read(path: str) -> str:
