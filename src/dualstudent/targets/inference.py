@@ -19,7 +19,7 @@ from dualstudent.targets.module import Output
 from dualstudent.targets.onnx_file import Layout
 from dualstudent.targets.service import HttpService, Images, to_bytes
 from dualstudent.targets.strict import numbers, plain, read_object, unrounded
-from dualstudent.targets.transport import Reply, Transport
+from dualstudent.targets.transport import Refused, Reply, Transport
 
 METADATA = 1 << 20  # bytes of it, at most
 _ADDRESS = re.compile(r"(?P<root>.*)/v2/models/(?P<name>[^/]+)(/versions/(?P<version>[^/]+))?(/infer)?/?")
@@ -183,8 +183,8 @@ def _optional(transport: Transport, path: str) -> dict[str, Any]:
     """Return the server's metadata; nothing where it has none, as some leave them out."""
     try:
         reply = transport.ask(path, limit=METADATA)
-    except TargetError as error:
-        if "status 404" in str(error):
+    except Refused as error:
+        if error.status == 404:
             return {}
         raise
     return read_object(reply.body, "the server's metadata", reply.kind)

@@ -83,8 +83,8 @@ class HttpService(ABC):
         places = np.array_split(np.arange(len(images)), -(-len(images) // self.batch))
 
         def work(part: Any, gone: threading.Event) -> Tensor:
-            sending(torch.from_numpy(part))
-            return self._exchange(images[part[0] : part[-1] + 1], gone)
+            told = partial(sending, torch.from_numpy(part))
+            return self._exchange(images[part[0] : part[-1] + 1], gone, told)
 
         works = [partial(work, part) for part in places]
         answers = self.transport.each(works)
@@ -94,7 +94,7 @@ class HttpService(ABC):
         """Return rows on the simplex, in the order of the images. Raises TargetError, Stopped."""
         return together(self.requests(x), x, self.spec)
 
-    def _exchange(self, images: Images, gone: threading.Event) -> Tensor:
+    def _exchange(self, images: Images, gone: threading.Event, sending: Callable[[], None]) -> Tensor:
         number = next(self._numbers)
         body, headers = self.encode(images, number)
         reply = self.transport.ask(
@@ -104,6 +104,7 @@ class HttpService(ABC):
             images=len(images),
             limit=self._limit(len(images)),
             gone=gone,
+            sending=sending,
         )
         try:
             return checked(
