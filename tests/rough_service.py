@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-MODEL = {
+MODEL: dict[str, Any] = {
     "name": "toy",
     "versions": ["1"],
     "inputs": [{"name": "input", "datatype": "FP32", "shape": [-1, 1, 8, 8]}],

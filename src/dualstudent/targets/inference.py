@@ -18,7 +18,7 @@ from dualstudent.targets.metadata import INPUTS, WHOLE, Tensors, read_tensors
 from dualstudent.targets.module import Output
 from dualstudent.targets.onnx_file import Layout
 from dualstudent.targets.service import HttpService, Images, to_bytes
-from dualstudent.targets.strict import numbers, plain, read_object, unrounded
+from dualstudent.targets.strict import DEEP, numbers, plain, read_object, unrounded
 from dualstudent.targets.transport import Refused, Reply, Transport
 
 METADATA = 1 << 20  # bytes of it, at most
@@ -234,15 +234,17 @@ def _own_bytes(out: dict[str, Any], rest: bytes) -> tuple[bytes | None, bytes]:
 
 def _values(out: dict[str, Any], raw: bytes | None, kinds: dict[str, str]) -> npt.NDArray[Any]:
     shape, datatype = out.get("shape"), out.get("datatype")
-    if datatype not in kinds:
+    if not isinstance(datatype, str) or datatype not in kinds:
         raise TargetError(f"the answer is of datatype {plain(str(datatype), 20)}, not {' or '.join(kinds)}")
-    if not isinstance(shape, list) or not all(isinstance(n, int) and 0 <= n < 1 << 31 for n in shape):
+    sizes: list[Any] = shape if isinstance(shape, list) and len(shape) <= DEEP else [None]
+    if not all(type(n) is int and 0 <= n < 1 << 31 for n in sizes):
         raise TargetError(f"the answer has no shape: {plain(str(shape), 40)}")
     if raw is None:
         values = numbers(out.get("data"), "the answer's data").reshape(-1)
         if values.dtype.kind == "f" and datatype in WHOLE:
             raise TargetError(f"the answer is of datatype {datatype}, its data are fractions")
-        values = values.astype(np.int64 if datatype in WHOLE else np.float32)
+        with np.errstate(over="ignore"):  # infinite then, which is refused
+            values = values.astype(np.int64 if datatype in WHOLE else np.float32)
     else:
         kind = np.dtype(kinds[datatype])
         if len(raw) % kind.itemsize:
@@ -250,8 +252,8 @@ def _values(out: dict[str, Any], raw: bytes | None, kinds: dict[str, str]) -> np
         values = np.frombuffer(raw, kind)
         values = values.astype(np.int64) if datatype in WHOLE else values.astype(kind.newbyteorder("="))
     count = 1
-    for size in shape:
+    for size in sizes:
         count *= size
     if count != len(values):
-        raise TargetError(f"the answer has {len(values)} values for shape {shape}")
-    return values.reshape(shape)
+        raise TargetError(f"the answer has {len(values)} values for shape {sizes}")
+    return values.reshape(sizes)

@@ -47,7 +47,8 @@ class JsonService(HttpService):
             raise TargetError("the target returned NaN or infinite values")
         if self.output == "probabilities" and self.template.decimals is not None:
             rows = unrounded(rows, rows.shape[1] * 0.5 * 10.0**-self.template.decimals + 1e-6)
-        return torch.from_numpy(rows.astype(np.float32))
+        with np.errstate(over="ignore"):  # infinite then, which is refused
+            return torch.from_numpy(rows.astype(np.float32))
 
     def _same_model(self, value: Any) -> None:
         if self.template.version is None:

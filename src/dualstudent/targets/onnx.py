@@ -148,7 +148,8 @@ def _plain(answer: np.ndarray, images: int, output: Output) -> np.ndarray:
         answer = answer[..., 0]
     if output == "labels" and answer.shape == (images, 1) and answer.dtype.kind in "iu":
         answer = answer[:, 0]
-    return answer.astype(np.float32 if answer.dtype.kind == "f" else np.int64)
+    with np.errstate(over="ignore"):  # infinite then, which is refused
+        return answer.astype(np.float32 if answer.dtype.kind == "f" else np.int64)
 
 
 def _classes(given: int | Literal["unknown"] | None, said: int | None, path: Path) -> int | None:

@@ -13,10 +13,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from dualstudent.errors import TargetError
+from dualstudent.errors import TargetError, UserError
 from dualstudent.oracle import checked, together
 from dualstudent.spec import Spec, Traffic
 from dualstudent.targets.module import Output, simplex
+from dualstudent.targets.strict import plain
 from dualstudent.targets.transport import Reply, Transport
 from dualstudent.targets.wire import SecretNames
 
@@ -114,6 +115,11 @@ class HttpService(ABC):
             )
         except TargetError as error:
             raise self.transport.about(error, reply.body) from None
+        except UserError:
+            raise
+        except Exception as error:  # whatever a stranger thinks of next, it is no fault of this program
+            said = TargetError(f"the answer cannot be read ({type(error).__name__}: {plain(str(error), 80)})")
+            raise self.transport.about(said, reply.body) from error
 
     def _limit(self, images: int) -> int:
         return self.transport.options.answer_limit or (1 << 20) + (images << 16)
