@@ -56,6 +56,7 @@ class RunFolder:
         self.transfer = self.path / "transfer.account"
         self.shown = self.path / "shown.bin"
         self.journal = self.path / "journal.sqlite"
+        self.service = self.path / "service.json"
         self.probes = self.path / "probes.json"
         self.timing = self.path / "timing.json"
         self.student = self.path / "student"

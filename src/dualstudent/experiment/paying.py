@@ -17,6 +17,7 @@ from dualstudent.defences import bare, revealed
 from dualstudent.desk import Desk, digests
 from dualstudent.errors import UserError
 from dualstudent.experiment.folder import RunFolder
+from dualstudent.experiment.versions import keep_version
 from dualstudent.journal import ATTACK, Journal
 from dualstudent.ledger import Account
 from dualstudent.spec import Service, Target
@@ -70,6 +71,7 @@ class Purse:
 def purse(run: RunFolder, manifest: dict[str, Any], target: Target) -> Iterator[Purse]:
     """Open the journal that a manifest names, for the length of a command. Raises UserError."""
     about = manifest.get("journal")
+    keep_version(run, target)
     if about is None:
         yield Purse()
         return

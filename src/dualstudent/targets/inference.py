@@ -36,11 +36,15 @@ class InferenceService(HttpService):
         tensors: Tensors,
         *,
         path: str,
-        version: str | None,
+        chosen: str | None,
+        about: dict[str, Any],
     ) -> None:
         batch = 1 if not tensors.batched else tensors.fixed or transport.options.request_batch
         super().__init__(transport, spec, output, path=f"{path}/infer", batch=batch)
-        self.tensors, self.version = tensors, version
+        self.tensors, self._model, self._chosen = tensors, path, chosen
+        self._name = unquote(path.rpartition("/v2/models/")[2].partition("/")[0])
+        self.version = _version(about, chosen, self._name)
+        self.digest = _digest(about, self.version)
 
     def encode(self, images: Images, number: int) -> tuple[bytes, list[tuple[str, str]]]:
         of = self.tensors
@@ -68,7 +72,8 @@ class InferenceService(HttpService):
     def decode(self, reply: Reply, images: int, number: int) -> Tensor:
         head, rest = _split(reply)
         answer = read_object(head, "the answer", reply.kind if not rest else "")
-        self._same_model(answer)
+        if answer.get("model_version") not in (None, ""):
+            self.same_version(answer["model_version"])
         if answer.get("id") not in (None, "", str(number)):
             raise TargetError("the answer belongs to another request (its id is not the one that was sent)")
         outputs = answer.get("outputs")
@@ -88,17 +93,13 @@ class InferenceService(HttpService):
             raise TargetError(f"the answer has no output '{self.tensors.output}', but {names or 'none'}")
         return torch.from_numpy(self._rows(found, images))
 
-    def _same_model(self, answer: dict[str, Any]) -> None:
-        version = answer.get("model_version")
-        if version in (None, ""):
-            return
-        if self.version is None:
-            self.version = str(version)
-        if str(version) != self.version:
-            raise TargetError(
-                f"the model changed: version {plain(str(version), 40)} answers, the run began with"
-                f" {self.version}; put that back, or begin a new run"
-            )
+    def altered(self) -> str | None:
+        about = _read(self.transport, self._model, self._name)
+        try:
+            now = _digest(about, _version(about, self._chosen, self._name))
+        except UserError as error:
+            return self.transport.secrets.hide(str(error))
+        return None if now == self.digest else "its metadata are others than at first"
 
     def _rows(self, found: npt.NDArray[Any], images: int) -> npt.NDArray[Any]:
         """Return one row an image, without those of images that only filled a fixed batch."""
@@ -144,8 +145,7 @@ def open_inference(
     server = _optional(transport, f"{root}/v2")
     for health in (f"{root}/v2/health/ready", f"{path}/ready"):
         transport.ask(health, limit=METADATA)
-    reply = transport.ask(path, limit=METADATA)
-    about = read_object(reply.body, f"the metadata of '{name}'", reply.kind)
+    about = _read(transport, path, name)
     version = _version(about, at["version"], name)
     binary = transport.options.binary and "binary_tensor_data" in _words(server.get("extensions"))
     try:
@@ -169,14 +169,25 @@ def open_inference(
     levels = 256 if tensors.datatype == "UINT8" else levels
     spec = Spec(found, count, bounds or (0.0, 1.0), levels=levels)
     spec = replace(spec, access=Access.LABEL) if output == "labels" else spec
-    keep = {key: about.get(key) for key in ("name", "inputs", "outputs")} | {"version": version}
+    target = InferenceService(transport, spec, output, tensors, path=path, chosen=at["version"], about=about)
     noted = {
         "protocol": "Open Inference Protocol v2" + (", binary tensors" if tensors.binary else ""),
         "server": transport.secrets.hide(" ".join(_words([server.get("name"), server.get("version")])))[:100],
         "version": version and transport.secrets.hide(version)[:100],
-        "sha256": hashlib.sha256(json.dumps(keep, sort_keys=True).encode()).hexdigest(),
+        "sha256": target.digest,
     }
-    return InferenceService(transport, spec, output, tensors, path=path, version=version), noted
+    return target, noted
+
+
+def _read(transport: Transport, path: str, name: str) -> dict[str, Any]:
+    reply = transport.ask(path, limit=METADATA)
+    return read_object(reply.body, f"the metadata of '{name}'", reply.kind)
+
+
+def _digest(about: dict[str, Any], version: str | None) -> str:
+    """Return the SHA-256 of what metadata say of a model."""
+    keep = {key: about.get(key) for key in ("name", "inputs", "outputs")} | {"version": version}
+    return hashlib.sha256(json.dumps(keep, sort_keys=True).encode()).hexdigest()
 
 
 def _optional(transport: Transport, path: str) -> dict[str, Any]:

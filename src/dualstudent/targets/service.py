@@ -1,5 +1,6 @@
 """What all services share: requests of a few images, answers verified before anyone sees them."""
 
+import hashlib
 import itertools
 import threading
 from abc import ABC, abstractmethod
@@ -21,6 +22,7 @@ from dualstudent.targets.strict import plain
 from dualstudent.targets.transport import Reply, Transport
 from dualstudent.targets.wire import SecretNames
 
+LONG = 100  # characters of a version that is kept as it is, not as its digest
 Images = npt.NDArray[np.float32]
 
 
@@ -30,6 +32,9 @@ class HttpService(ABC):
     def __init__(self, transport: Transport, spec: Spec, output: Output, *, path: str, batch: int) -> None:
         self.transport, self.spec, self.output, self.path, self.batch = transport, spec, output, path, batch
         self._numbers = itertools.count(1)
+        self.version: str | None = None  # of the model, as far as it is known
+        self._guard = threading.Lock()
+        self._note: Callable[[str], None] = _to_nobody
 
     @property
     def traffic(self) -> Traffic:
@@ -54,6 +59,37 @@ class HttpService(ABC):
     def heed(self, wish: Callable[[], bool]) -> None:
         """Ask now and then, while answers are awaited, whether the run is to stop; then raise Stopped."""
         self.transport.wish = wish
+
+    def recall(self, version: str | None, note: Callable[[str], None]) -> None:
+        """Begin a session of a run that `version` has answered; if none is known, `note` gets the first.
+
+        Raises TargetError where another version answers now.
+        """
+        self._note = note
+        if version is None and self.version is not None:
+            note(self.version)
+        if version is not None and self.version is not None and version != self.version:
+            raise _changed(self.version, version)
+        self.version = version or self.version
+
+    def same_version(self, said: object) -> None:
+        """Raise TargetError unless an answer is of the version that the run began with."""
+        text = str(said)
+        text = text if len(text) <= LONG and text.isprintable() else hashlib.sha256(text.encode()).hexdigest()
+        text = self.transport.secrets.hide(text)
+        with self._guard:
+            if self.version is None:
+                self._note(text)
+                self.version = text
+            if text != self.version:
+                raise _changed(text, self.version)
+
+    def altered(self) -> str | None:
+        """Ask what the service says of itself; return in words what is other than at first, None for nothing.
+
+        Raises TargetError.
+        """
+        return None
 
     @abstractmethod
     def encode(self, images: Images, number: int) -> tuple[bytes, list[tuple[str, str]]]:
@@ -123,6 +159,17 @@ class HttpService(ABC):
 
     def _limit(self, images: int) -> int:
         return self.transport.options.answer_limit or (1 << 20) + (images << 16)
+
+
+def _to_nobody(version: str) -> None:
+    """Do without a run that keeps the version."""
+
+
+def _changed(now: str, before: str) -> TargetError:
+    return TargetError(
+        f"the model changed: version {plain(now, 40)} answers, the run began with {plain(before, 40)};"
+        " put that back, or begin a new run"
+    )
 
 
 def to_bytes(images: Images, spec: Spec) -> npt.NDArray[np.uint8]:
