@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
+from functools import cache
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from dualstudent.errors import UserError
 
 Labels = Literal["soft", "hard"]
+SLACK = 1e-4  # of the range, by which rounding may have put an input out of the bounds
 LARGEST = 10**9  # values of an image: a file that says more is damaged
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
 
@@ -31,8 +33,9 @@ class Spec:
     """All that is known of a target: image shape (c, h, w), class count, input range, access.
 
     `classes` is None where the attacker does not know the number. `levels` is 256 where a service
-    takes 8-bit images. `mean` and `std` (one value a channel) say that the inputs are pixels
-    normalised by them; without, a pixel in [0, 1] is stretched to `bounds`. Raises UserError.
+    takes 8-bit images; `half` says that it takes half-precision numbers. `mean` and `std` (one value
+    a channel) say that the inputs are pixels normalised by them; without, a pixel in [0, 1] is
+    stretched to `bounds`. Raises UserError.
     """
 
     shape: tuple[int, int, int]
@@ -42,6 +45,7 @@ class Spec:
     levels: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    half: bool = False
 
     def __post_init__(self) -> None:
         for name in ("shape", "bounds", "mean", "std"):
@@ -77,16 +81,23 @@ class Spec:
         return ((inputs - low) / (high - low)).clamp(0, 1)
 
     def quantise(self, inputs: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Round inputs to the `levels` that the target can take; unchanged where it takes any."""
-        if self.levels is None:
-            return inputs
+        """Round inputs to the `levels` and to the precision that the target can take; else unchanged."""
         low, high = self.bounds
-        step = (high - low) / (self.levels - 1)
-        return low + ((inputs - low) / step).round() * step
+        if self.levels is not None:
+            step = (high - low) / (self.levels - 1)
+            inputs = low + ((inputs - low) / step).round() * step
+        if not self.half:
+            return inputs
+        rounded, slack = inputs.half().to(inputs.dtype), SLACK * (high - low)
+        inside = (inputs >= low - slack) & (inputs <= high + slack)
+        return torch.where(inside, rounded.clamp(*_within(low, high)), rounded)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for a JSON file."""
-        return {**asdict(self), "access": self.access.name}
+        values = {**asdict(self), "access": self.access.name}
+        if not self.half:  # as runs of earlier versions have it
+            del values["half"]
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Spec":
@@ -101,6 +112,8 @@ class Spec:
             counts = [*spec.shape, *(n for n in (spec.classes, spec.levels) if n is not None)]
             if not all(type(n) is int for n in counts) or max(math.prod(spec.shape), *counts) > LARGEST:
                 raise ValueError(f"shape {spec.shape}, {spec.classes} classes, {spec.levels} levels")
+            if not isinstance(spec.half, bool):
+                raise TypeError(f"half is {str(spec.half)[:40]!r}")
             for number in (*spec.bounds, *(spec.mean or ()), *(spec.std or ())):
                 math.isfinite(number)
             return spec
@@ -108,6 +121,17 @@ class Spec:
             raise
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"not a spec: {error}") from error
+
+
+@cache
+def _within(low: float, high: float) -> tuple[float, float]:
+    """Return the outermost half-precision numbers in [low, high]."""
+    least, most = (torch.tensor(end, dtype=torch.float64) for end in (low, high))
+    first, last = (end.clamp(-65504, 65504).half() for end in (least, most))
+    up, down = torch.tensor(math.inf).half(), torch.tensor(-math.inf).half()
+    first = torch.nextafter(first, up) if first < least else first
+    last = torch.nextafter(last, down) if last > most else last
+    return float(first), float(last)
 
 
 @runtime_checkable

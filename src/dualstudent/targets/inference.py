@@ -167,7 +167,7 @@ def open_inference(
     if tensors.datatype == "UINT8" and levels not in (None, 256):
         raise UserError(f"--levels {levels}: the model takes UINT8, which has 256")
     levels = 256 if tensors.datatype == "UINT8" else levels
-    spec = Spec(found, count, bounds or (0.0, 1.0), levels=levels)
+    spec = Spec(found, count, bounds or (0.0, 1.0), levels=levels, half=tensors.datatype == "FP16")
     spec = replace(spec, access=Access.LABEL) if output == "labels" else spec
     target = InferenceService(transport, spec, output, tensors, path=path, chosen=at["version"], about=about)
     noted = {

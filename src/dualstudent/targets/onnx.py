@@ -65,7 +65,8 @@ class OnnxTarget:
             levels = 256
         access = Access.LABEL if self.output == "labels" else Access.PROBS
         known = _classes(classes, self.answers.classes, path)
-        self.spec = Spec(self.images.shape, known, bounds or (0.0, 1.0), access, levels)
+        half = self.images.dtype == "float16"
+        self.spec = Spec(self.images.shape, known, bounds or (0.0, 1.0), access, levels, half=half)
 
     def __call__(self, x: Float[Tensor, "b c h w"], /) -> Float[Tensor, "rows k"]:
         """Return rows on the simplex, as many as the model gives: the oracle counts and verifies them."""
