@@ -77,6 +77,7 @@ class TestSpec:
             ({"bounds": (0.0, float("inf"))}, "bounds"),
             ({"bounds": (float("nan"), 1.0)}, "bounds"),
             ({"levels": 1}, "levels"),
+            ({"shape": (3, 30_000, 30_000)}, "2,700,000,000 values"),
             ({"mean": (0.5,)}, "together"),
             ({"std": (0.5,)}, "together"),
             ({"mean": (0.5, 0.5), "std": (0.5,)}, "mean has 2"),

@@ -16,6 +16,7 @@ from dualstudent.errors import UserError
 
 Labels = Literal["soft", "hard"]
 SLACK = 1e-4  # of the range, by which rounding may have put an input out of the bounds
+VALUES = 1 << 26  # of an image, at most: a quarter of a GiB
 LARGEST = 10**9  # values of an image: a file that says more is damaged
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
 
@@ -53,6 +54,8 @@ class Spec:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise UserError(f"image shape {self.shape}: give channels, height and width, all positive")
+        if math.prod(self.shape) > VALUES:
+            raise UserError(f"images of {math.prod(self.shape):,} values, {self.shape}: at most {VALUES:,}")
         if self.classes is not None and self.classes < 2:
             raise UserError(f"{self.classes} classes: a classifier has two or more")
         low, high = self.bounds

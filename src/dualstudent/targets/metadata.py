@@ -1,6 +1,5 @@
 """What OIP v2 metadata say of a model: which tensor takes images, which holds answers, and how."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,6 @@ from dualstudent.targets.strict import DEEP, plain
 
 INPUTS = {"FP32": "<f4", "FP16": "<f2", "UINT8": "u1"}
 FLOATS = {"FP64": "<f8", "FP32": "<f4", "FP16": "<f2"}
-VALUES = 1 << 26  # of an image, at most: a quarter of a GiB
 CLASSES = 1 << 20
 WHOLE = {
     "INT64": "<i8",
@@ -138,6 +136,4 @@ def _layout(
     [(layout, found), *_] = fitting.items()
     if min(found) < 1:
         raise UserError(f"the model takes images of any size {dims}: give --shape C H W")
-    if math.prod(found) > VALUES:
-        raise UserError(f"the model takes images of {math.prod(found):,} values {dims}: at most {VALUES:,}")
     return layout, found
