@@ -51,10 +51,12 @@ def test_every_kind_of_input(datatype: str, layout: str, binary: bool) -> None:
     shape = (3, 4, 6)
     with Faulty(model={"shape": shape, "layout": layout, "datatype": datatype}) as server:
         target = opened(server, binary=binary).target
-        assert target.spec == ds.Spec(shape, 4, levels=256 if datatype == "UINT8" else None)
+        levels, half = 256 if datatype == "UINT8" else None, datatype == "FP16"
+        assert target.spec == ds.Spec(shape, 4, levels=levels, half=half)
         x, answers = asked(target, images(12, shape))
-        sent = x.half().float() if datatype == "FP16" else x
-        expected = torch.from_numpy(server.model(sent.numpy()))
+        assert torch.equal(x, images(12, shape)) == (datatype == "FP32"), "what is learnt is what was sent"
+        assert not half or torch.equal(x, x.half().float())
+        expected = torch.from_numpy(server.model(x.numpy()))
     assert torch.allclose(answers, expected, atol=1e-6)
 
 

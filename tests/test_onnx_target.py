@@ -46,7 +46,7 @@ class TestInputs:
         outputs = [("p", "float32", (batch, 3))]
         path = build(tmp_path / "m.onnx", shape=shape, dims=dims, dtype=dtype, last=last, outputs=outputs)
         target = opened(path).target
-        assert target.spec == ds.Spec(shape, 3)
+        assert target.spec == ds.Spec(shape, 3, half=dtype == "float16")
         tolerance = 2e-2 if dtype == "float16" else 1e-5
         assert torch.allclose(asked(target, x), softmax(x), atol=tolerance)
 
@@ -157,6 +157,9 @@ class TestOutputs:
         """As scikit-learn's models are converted."""
         path, x = build(tmp_path / "m.onnx", outputs=[LABELS, PROBS]), images()
         assert torch.allclose(asked(opened(path).target, x), softmax(x), atol=1e-5)
+        words = r"how many classes its output 't' has: give --classes K \(its output 'p' has 3\)"
+        with pytest.raises(ds.UserError, match=words):
+            opened(path, output="labels")
         for options in ({"output": "labels"}, {"output_name": "t"}):
             target = opened(path, classes=3, **options).target
             assert target.spec.access == ds.Access.LABEL

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import dualstudent as ds
 from dualstudent.defences import LabelOnly
-from dualstudent.errors import Stopped, TargetError, UserError
+from dualstudent.errors import Later, Stopped, TargetError
 from dualstudent.ledger import Account
 from dualstudent.spec import Service
 from dualstudent.targets import Opened, ServiceOptions, TargetOptions, open_target
@@ -89,6 +89,7 @@ def test_every_fault_that_may_pass_is_asked_again() -> None:
     assert traffic.statuses == failed | {"200": 4 + 8}
     assert traffic.retried == 9
     assert traffic.failed_images == 45
+    assert traffic.broken_off == 35, "all but those refused with 503 and 429"
     assert count["seen"] == 8 + 9
     assert count["images"] == 40 + 4 * 5, "late, cut, slow and reset ones were computed too"
     assert 0 < traffic.waiting < 10
@@ -172,6 +173,20 @@ class TestRate:
         took = time.monotonic() - start
         assert 600 / took == pytest.approx(rate, rel=0.02)
 
+    def test_images_asked_again_count(self) -> None:
+        """Some of the requests are refused: what is sent keeps the rate, not only what is answered."""
+        often = {str(number): {"status": 429} for number in range(3, 200, 5)}
+        with Faulty(faults=often) as server:
+            target = opened(server, rate=400.0, request_batch=10, concurrency=4).target
+            target(images(10))
+            start = time.monotonic()
+            target(images(600))
+            took = time.monotonic() - start
+            sent = server.count()["seen"] - 1
+            assert isinstance(target, Service)
+            assert target.traffic.statuses["429"] == sent - 60 > 10
+        assert 10 * sent / took == pytest.approx(400, rel=0.02)
+
     def test_retry_after_holds_all_requests(self) -> None:
         with Faulty(faults={"1": {"status": 429, "headers": {"Retry-After": "1"}}}) as server:
             target = opened(server, request_batch=10, concurrency=1).target
@@ -183,12 +198,12 @@ class TestRate:
 def test_a_service_that_stays_down_says_how_to_go_on() -> None:
     with Faulty(faults={"*": {"status": 503}}) as server:
         target = opened(server, retries=3, concurrency=1, request_batch=40).target
-        with pytest.raises(TargetError, match=r"does not answer \(tried 4 times, .*503\).*resume"):
+        with pytest.raises(Later, match=r"does not answer \(tried 4 times, .*503\)$"):
             target(images())
         assert server.count()["seen"] == 4
-    with pytest.raises(TargetError, match=r"does not answer.*resume"):
+    with pytest.raises(Later, match=r"does not answer"):
         target(images())
-    with pytest.raises(UserError, match="does not answer"):
+    with pytest.raises(Later, match=r"does not answer \(.*\)$"):
         opened(server)
 
 

@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ class TestSpec:
             ({"bounds": (0.0, float("inf"))}, "bounds"),
             ({"bounds": (float("nan"), 1.0)}, "bounds"),
             ({"levels": 1}, "levels"),
+            ({"shape": (3, 30_000, 30_000)}, "2,700,000,000 values"),
             ({"mean": (0.5,)}, "together"),
             ({"std": (0.5,)}, "together"),
             ({"mean": (0.5, 0.5), "std": (0.5,)}, "mean has 2"),
@@ -145,6 +146,37 @@ class TestSpec:
         rounded = spec.quantise(x)
         assert torch.allclose(rounded, x, atol=1e-5 * (bounds[1] - bounds[0]))
         assert len(set(rounded.flatten().tolist())) == 256
+
+    @quick
+    @given(
+        st.sampled_from([*BOUNDS, (0.1, 0.3), (0.0, 255 / 256 + 1e-4)]),
+        st.sampled_from([None, 16, 256]),
+        st.integers(0, 2**32),
+    )
+    def test_half_precision_is_that_of_what_is_sent(
+        self, bounds: tuple[float, float], levels: int | None, seed: int
+    ) -> None:
+        spec = ds.Spec((1, 4, 8), 4, bounds, levels=levels, half=True)
+        x = spec.encode(pixels(2, 1, 4, 8, seed=seed))
+        x[0, 0, 0, :2] = torch.tensor(bounds)
+        rounded = spec.quantise(x)
+        assert rounded.dtype == torch.float32
+        assert torch.equal(rounded, rounded.half().float())
+        assert torch.equal(spec.quantise(rounded), rounded)
+        assert bounds[0] <= rounded.double().min()
+        assert rounded.double().max() <= bounds[1], "rounding leads out of no bounds"
+        coarse = replace(spec, half=False).quantise(x)
+        assert (rounded - coarse).abs().max() <= 2**-10 * max(map(abs, bounds))
+        strange = torch.tensor([[[[float("nan"), float("inf"), 2 * bounds[1], -1e4]]]])
+        assert torch.isnan(spec.quantise(strange)[0, 0, 0, 0])
+        assert (replace(spec, levels=None).quantise(strange)[0, 0, 0, 1:3] > bounds[1]).all(), "not hidden"
+
+    def test_a_manifest_without_half_is_read_as_before(self) -> None:
+        values = ds.Spec((1, 8, 8), 4).to_json()
+        assert "half" not in values
+        assert ds.Spec.from_json(values | {"half": True}) == ds.Spec((1, 8, 8), 4, half=True)
+        with pytest.raises(ds.UserError, match="half"):
+            ds.Spec.from_json(values | {"half": "yes"})
 
     def test_without_levels_any_value_passes(self) -> None:
         x = pixels(2, 1, 8, 8)

@@ -12,6 +12,10 @@ class TargetError(UserError):
     """The target answered something that must not become training data."""
 
 
+class Later(TargetError):
+    """The target does not answer now, and may at another time."""
+
+
 class Overdraft(UserError):
     """A request would go over the limit of its account; nothing was asked."""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from dualstudent import parallel
 from dualstudent.errors import Diverged, Stopped, TargetError, UserError
 from dualstudent.ledger import Account, Shown
-from dualstudent.spec import Access, Spec, Target
+from dualstudent.spec import SLACK, Access, Spec, Target
 
 Exchange = tuple[Tensor, Tensor]  # images as the target saw them, and its answers
 Part = tuple[Tensor, Tensor]  # positions in the batch, and their answers
@@ -151,7 +151,7 @@ def _check_images(x: Tensor, spec: Spec) -> None:
     if tuple(x.shape[1:]) != spec.shape:
         raise TargetError(f"images of shape {tuple(x.shape[1:])} for a target that takes {spec.shape}")
     low, high = spec.bounds
-    slack = 1e-4 * (high - low)
+    slack = SLACK * (high - low)
     smallest, largest = torch.aminmax(x)
     if not ((smallest >= low - slack) & (largest <= high + slack)):  # NaN fails too; one wait for a GPU
         if not torch.isfinite(smallest + largest):

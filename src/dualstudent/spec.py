@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
+from functools import cache
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from dualstudent.errors import UserError
 
 Labels = Literal["soft", "hard"]
+SLACK = 1e-4  # of the range, by which rounding may have put an input out of the bounds
+VALUES = 1 << 26  # of an image, at most: a quarter of a GiB
 LARGEST = 10**9  # values of an image: a file that says more is damaged
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
 
@@ -31,8 +34,9 @@ class Spec:
     """All that is known of a target: image shape (c, h, w), class count, input range, access.
 
     `classes` is None where the attacker does not know the number. `levels` is 256 where a service
-    takes 8-bit images. `mean` and `std` (one value a channel) say that the inputs are pixels
-    normalised by them; without, a pixel in [0, 1] is stretched to `bounds`. Raises UserError.
+    takes 8-bit images; `half` says that it takes half-precision numbers. `mean` and `std` (one value
+    a channel) say that the inputs are pixels normalised by them; without, a pixel in [0, 1] is
+    stretched to `bounds`. Raises UserError.
     """
 
     shape: tuple[int, int, int]
@@ -42,6 +46,7 @@ class Spec:
     levels: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    half: bool = False
 
     def __post_init__(self) -> None:
         for name in ("shape", "bounds", "mean", "std"):
@@ -49,6 +54,8 @@ class Spec:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise UserError(f"image shape {self.shape}: give channels, height and width, all positive")
+        if math.prod(self.shape) > VALUES:
+            raise UserError(f"images of {math.prod(self.shape):,} values, {self.shape}: at most {VALUES:,}")
         if self.classes is not None and self.classes < 2:
             raise UserError(f"{self.classes} classes: a classifier has two or more")
         low, high = self.bounds
@@ -77,16 +84,23 @@ class Spec:
         return ((inputs - low) / (high - low)).clamp(0, 1)
 
     def quantise(self, inputs: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Round inputs to the `levels` that the target can take; unchanged where it takes any."""
-        if self.levels is None:
-            return inputs
+        """Round inputs to the `levels` and to the precision that the target can take; else unchanged."""
         low, high = self.bounds
-        step = (high - low) / (self.levels - 1)
-        return low + ((inputs - low) / step).round() * step
+        if self.levels is not None:
+            step = (high - low) / (self.levels - 1)
+            inputs = low + ((inputs - low) / step).round() * step
+        if not self.half:
+            return inputs
+        rounded, slack = inputs.half().to(inputs.dtype), SLACK * (high - low)
+        inside = (inputs >= low - slack) & (inputs <= high + slack)
+        return torch.where(inside, rounded.clamp(*_within(low, high)), rounded)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for a JSON file."""
-        return {**asdict(self), "access": self.access.name}
+        values = {**asdict(self), "access": self.access.name}
+        if not self.half:  # as runs of earlier versions have it
+            del values["half"]
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Spec":
@@ -101,6 +115,8 @@ class Spec:
             counts = [*spec.shape, *(n for n in (spec.classes, spec.levels) if n is not None)]
             if not all(type(n) is int for n in counts) or max(math.prod(spec.shape), *counts) > LARGEST:
                 raise ValueError(f"shape {spec.shape}, {spec.classes} classes, {spec.levels} levels")
+            if not isinstance(spec.half, bool):
+                raise TypeError(f"half is {str(spec.half)[:40]!r}")
             for number in (*spec.bounds, *(spec.mean or ()), *(spec.std or ())):
                 math.isfinite(number)
             return spec
@@ -108,6 +124,17 @@ class Spec:
             raise
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"not a spec: {error}") from error
+
+
+@cache
+def _within(low: float, high: float) -> tuple[float, float]:
+    """Return the outermost half-precision numbers in [low, high]."""
+    least, most = (torch.tensor(end, dtype=torch.float64) for end in (low, high))
+    first, last = (end.clamp(-65504, 65504).half() for end in (least, most))
+    up, down = torch.tensor(math.inf).half(), torch.tensor(-math.inf).half()
+    first = torch.nextafter(first, up) if first < least else first
+    last = torch.nextafter(last, down) if last > most else last
+    return float(first), float(last)
 
 
 @runtime_checkable
@@ -129,6 +156,7 @@ class Traffic:
     requests: int = 0  # sent, those asked again included
     retried: int = 0  # requests that were asked again
     failed_images: int = 0  # images in requests that failed and were asked again
+    broken_off: int = 0  # of those images, the ones that may have been answered, on a way that broke off
     sent: int = 0  # bytes
     received: int = 0  # bytes
     waiting: float = 0.0  # seconds that the run waited for answers

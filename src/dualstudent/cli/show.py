@@ -16,10 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from dualstudent import parallel
-from dualstudent.errors import Stopped
+from dualstudent.errors import Later, Stopped
 
 FOLLOWER = parallel.launched()[0] > 0  # of several ranks the first one speaks
 console = Console(highlight=False, soft_wrap=True, quiet=FOLLOWER)
+TWICE = 1.0  # seconds in which SIGTERM counts once: timeout(1), for one, sends it to a group and its member
 EVERY = 5.0  # seconds between lines where there is no terminal
 
 
@@ -107,16 +108,17 @@ def note(last: dict[str, Any]) -> str:
 
 @contextmanager
 def stopping(out: Path | None = None, go_on: str = "") -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a wish to stop after the present step; a second Ctrl-C is at once.
+    """Turn Ctrl-C and SIGTERM into a wish to stop after the present step; a second one is at once.
 
-    Either way the run in `out`, if one is there, is left with the command that goes on with it, as Stopped.
+    Either way the run in `out`, if one is there, is left with the command that goes on with it, as Stopped;
+    and as Later where its target does not answer now.
     """
-    asked: list[int] = []
+    asked: list[float] = []
 
     def wish(number: int, frame: FrameType | None) -> None:
-        if asked and number == signal.SIGINT:
+        if asked and (number == signal.SIGINT or time.monotonic() - asked[0] > TWICE):
             raise KeyboardInterrupt
-        asked.append(number)
+        asked.append(time.monotonic())
         if not FOLLOWER:
             print("dualstudent: stopping after this step …", file=sys.stderr, flush=True)
 
@@ -127,6 +129,10 @@ def stopping(out: Path | None = None, go_on: str = "") -> Iterator[Callable[[], 
         if out is None or not (out / "manifest.json").is_file():
             raise
         raise Stopped(f"{str(stopped) or 'interrupted'}; go on with: {go_on}") from None
+    except Later as error:
+        if out is None or not (out / "manifest.json").is_file():
+            raise
+        raise Later(f"{error}; go on with: {go_on}") from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -170,14 +176,17 @@ SERVICE = (
     ("from the journal", "from_journal"),
     ("requests", "requests"),
     ("failed images", "failed"),
+    ("of them broken off", "broken_off"),
+    ("transfer images", "transfer"),
     ("price", "price"),
 )
 
 
 def _billed(name: str, result: dict[str, Any]) -> str:
     """Return a figure of the bill that not every run has."""
-    value = result["bill"].get(name)
-    return "–" if value is None else f"{value:,}"
+    value, most = result["bill"].get(name), result["bill"].get(f"{name}_at_most")
+    more = "" if most in (None, value) else f" … {most:,}"
+    return "–" if value is None else f"{value:,}{more}"
 
 
 def percent(share: float | None) -> str:

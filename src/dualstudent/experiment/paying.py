@@ -17,6 +17,7 @@ from dualstudent.defences import bare, revealed
 from dualstudent.desk import Desk, digests
 from dualstudent.errors import UserError
 from dualstudent.experiment.folder import RunFolder
+from dualstudent.experiment.versions import keep_version
 from dualstudent.journal import ATTACK, Journal
 from dualstudent.ledger import Account
 from dualstudent.spec import Service, Target
@@ -70,6 +71,7 @@ class Purse:
 def purse(run: RunFolder, manifest: dict[str, Any], target: Target) -> Iterator[Purse]:
     """Open the journal that a manifest names, for the length of a command. Raises UserError."""
     about = manifest.get("journal")
+    keep_version(run, target)
     if about is None:
         yield Purse()
         return
@@ -83,19 +85,27 @@ def purse(run: RunFolder, manifest: dict[str, Any], target: Target) -> Iterator[
 
 
 def bill(
-    manifest: dict[str, Any], attack: Account, audit: Account, unique: int, journal: Journal | None
+    run: RunFolder, manifest: dict[str, Any], attack: Account, unique: int, journal: Journal | None
 ) -> dict[str, Any]:
     """Return what a run has cost; what a journal knows is null for a run without one."""
-    known = {"asked": attack.asked, "unique": unique, "asked_again": attack.asked_again, "audit": audit.asked}
-    return known | service(manifest, attack.asked + audit.asked, journal)
+    known = {"asked": attack.asked, "unique": unique, "asked_again": attack.asked_again}
+    return known | service(run, manifest, journal)
 
 
-def service(manifest: dict[str, Any], images: int, journal: Journal | None) -> dict[str, Any]:
-    """Return what a journal knows of the requests of a run, and what so many images cost."""
+def service(run: RunFolder, manifest: dict[str, Any], journal: Journal | None) -> dict[str, Any]:
+    """Return what the owner has asked, what a journal knows of the requests, and what all images cost.
+
+    At most: with those that a service may have answered on a way that broke off.
+    """
     traffic = None if journal is None else journal.traffic()
+    charged = run.charged()
+    images = sum(charged.values())
     return {
+        "audit": charged["audit"],
+        "transfer": charged["transfer"],
         "from_journal": None if journal is None else journal.replayed(),
         "failed": None if traffic is None else traffic.failed_images,
+        "broken_off": None if traffic is None else traffic.broken_off,
         "requests": None if traffic is None else traffic.requests,
         "retried": None if traffic is None else traffic.retried,
         "statuses": None if traffic is None else dict(sorted(traffic.statuses.items())),
@@ -103,6 +113,7 @@ def service(manifest: dict[str, Any], images: int, journal: Journal | None) -> d
         "bytes_received": None if traffic is None else traffic.received,
         "waiting_s": None if traffic is None else round(traffic.waiting, 3),
         "price": price(manifest, images),
+        "price_at_most": None if traffic is None else price(manifest, images + traffic.broken_off),
     }
 
 

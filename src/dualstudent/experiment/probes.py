@@ -99,19 +99,21 @@ class Probes:
 
     def _differs(self, spent: int) -> str | None:
         """Ask, and return what is to say where the answers are others than the first ones."""
+        altered = getattr(bare(self.target), "altered", lambda: None)()
         first, now = torch.tensor(self._kept["answers"]), self._ask()
         apart = _apart(first, now)
         before, self._kept["alike_at"] = self._kept["alike_at"], spent
-        if apart <= TOLERANCE:
+        if apart <= TOLERANCE and altered is None:
             self._write()
             return None
         self._kept["alike_at"] = before
         self._write()
         when = f"between query {before:,} and query {spent:,}" if spent > before else f"after query {spent:,}"
+        probed = f"the same {IMAGES} probe images are answered otherwise than at first (by up to {apart:.2g})"
+        unless = "" if altered else " (with --probe-every 0 whatever it answers)"
         return (
-            f"the target has changed {when}: the same {IMAGES} probe images are answered otherwise than at"
-            f" first (by up to {apart:.2g}). What was paid is kept: once the old model is back (with"
-            f" --probe-every 0 whatever it answers), go on with: {going_on(self.run.path, self.target)}"
+            f"the target has changed {when}: {altered or probed}. What was paid is kept: once the old model"
+            f" is back{unless}, go on with: {going_on(self.run.path, self.target)}"
         )
 
     def _ask(self) -> Float[Tensor, "b k"]:

@@ -18,8 +18,8 @@ from dualstudent.targets.metadata import INPUTS, WHOLE, Tensors, read_tensors
 from dualstudent.targets.module import Output
 from dualstudent.targets.onnx_file import Layout
 from dualstudent.targets.service import HttpService, Images, to_bytes
-from dualstudent.targets.strict import numbers, plain, read_object, unrounded
-from dualstudent.targets.transport import Reply, Transport
+from dualstudent.targets.strict import DEEP, numbers, plain, read_object, unrounded
+from dualstudent.targets.transport import Refused, Reply, Transport
 
 METADATA = 1 << 20  # bytes of it, at most
 _ADDRESS = re.compile(r"(?P<root>.*)/v2/models/(?P<name>[^/]+)(/versions/(?P<version>[^/]+))?(/infer)?/?")
@@ -36,11 +36,15 @@ class InferenceService(HttpService):
         tensors: Tensors,
         *,
         path: str,
-        version: str | None,
+        chosen: str | None,
+        about: dict[str, Any],
     ) -> None:
         batch = 1 if not tensors.batched else tensors.fixed or transport.options.request_batch
         super().__init__(transport, spec, output, path=f"{path}/infer", batch=batch)
-        self.tensors, self.version = tensors, version
+        self.tensors, self._model, self._chosen = tensors, path, chosen
+        self._name = unquote(path.rpartition("/v2/models/")[2].partition("/")[0])
+        self.version = _version(about, chosen, self._name)
+        self.digest = _digest(about, self.version)
 
     def encode(self, images: Images, number: int) -> tuple[bytes, list[tuple[str, str]]]:
         of = self.tensors
@@ -68,7 +72,8 @@ class InferenceService(HttpService):
     def decode(self, reply: Reply, images: int, number: int) -> Tensor:
         head, rest = _split(reply)
         answer = read_object(head, "the answer", reply.kind if not rest else "")
-        self._same_model(answer)
+        if answer.get("model_version") not in (None, ""):
+            self.same_version(answer["model_version"])
         if answer.get("id") not in (None, "", str(number)):
             raise TargetError("the answer belongs to another request (its id is not the one that was sent)")
         outputs = answer.get("outputs")
@@ -88,17 +93,13 @@ class InferenceService(HttpService):
             raise TargetError(f"the answer has no output '{self.tensors.output}', but {names or 'none'}")
         return torch.from_numpy(self._rows(found, images))
 
-    def _same_model(self, answer: dict[str, Any]) -> None:
-        version = answer.get("model_version")
-        if version in (None, ""):
-            return
-        if self.version is None:
-            self.version = str(version)
-        if str(version) != self.version:
-            raise TargetError(
-                f"the model changed: version {plain(str(version), 40)} answers, the run began with"
-                f" {self.version}; put that back, or begin a new run"
-            )
+    def altered(self) -> str | None:
+        about = _read(self.transport, self._model, self._name)
+        try:
+            now = _digest(about, _version(about, self._chosen, self._name))
+        except UserError as error:
+            return self.transport.secrets.hide(str(error))
+        return None if now == self.digest else "its metadata are others than at first"
 
     def _rows(self, found: npt.NDArray[Any], images: int) -> npt.NDArray[Any]:
         """Return one row an image, without those of images that only filled a fixed batch."""
@@ -144,8 +145,7 @@ def open_inference(
     server = _optional(transport, f"{root}/v2")
     for health in (f"{root}/v2/health/ready", f"{path}/ready"):
         transport.ask(health, limit=METADATA)
-    reply = transport.ask(path, limit=METADATA)
-    about = read_object(reply.body, f"the metadata of '{name}'", reply.kind)
+    about = _read(transport, path, name)
     version = _version(about, at["version"], name)
     binary = transport.options.binary and "binary_tensor_data" in _words(server.get("extensions"))
     try:
@@ -167,24 +167,35 @@ def open_inference(
     if tensors.datatype == "UINT8" and levels not in (None, 256):
         raise UserError(f"--levels {levels}: the model takes UINT8, which has 256")
     levels = 256 if tensors.datatype == "UINT8" else levels
-    spec = Spec(found, count, bounds or (0.0, 1.0), levels=levels)
+    spec = Spec(found, count, bounds or (0.0, 1.0), levels=levels, half=tensors.datatype == "FP16")
     spec = replace(spec, access=Access.LABEL) if output == "labels" else spec
-    keep = {key: about.get(key) for key in ("name", "inputs", "outputs")} | {"version": version}
+    target = InferenceService(transport, spec, output, tensors, path=path, chosen=at["version"], about=about)
     noted = {
         "protocol": "Open Inference Protocol v2" + (", binary tensors" if tensors.binary else ""),
         "server": transport.secrets.hide(" ".join(_words([server.get("name"), server.get("version")])))[:100],
         "version": version and transport.secrets.hide(version)[:100],
-        "sha256": hashlib.sha256(json.dumps(keep, sort_keys=True).encode()).hexdigest(),
+        "sha256": target.digest,
     }
-    return InferenceService(transport, spec, output, tensors, path=path, version=version), noted
+    return target, noted
+
+
+def _read(transport: Transport, path: str, name: str) -> dict[str, Any]:
+    reply = transport.ask(path, limit=METADATA)
+    return read_object(reply.body, f"the metadata of '{name}'", reply.kind)
+
+
+def _digest(about: dict[str, Any], version: str | None) -> str:
+    """Return the SHA-256 of what metadata say of a model."""
+    keep = {key: about.get(key) for key in ("name", "inputs", "outputs")} | {"version": version}
+    return hashlib.sha256(json.dumps(keep, sort_keys=True).encode()).hexdigest()
 
 
 def _optional(transport: Transport, path: str) -> dict[str, Any]:
     """Return the server's metadata; nothing where it has none, as some leave them out."""
     try:
         reply = transport.ask(path, limit=METADATA)
-    except TargetError as error:
-        if "status 404" in str(error):
+    except Refused as error:
+        if error.status == 404:
             return {}
         raise
     return read_object(reply.body, "the server's metadata", reply.kind)
@@ -234,15 +245,17 @@ def _own_bytes(out: dict[str, Any], rest: bytes) -> tuple[bytes | None, bytes]:
 
 def _values(out: dict[str, Any], raw: bytes | None, kinds: dict[str, str]) -> npt.NDArray[Any]:
     shape, datatype = out.get("shape"), out.get("datatype")
-    if datatype not in kinds:
+    if not isinstance(datatype, str) or datatype not in kinds:
         raise TargetError(f"the answer is of datatype {plain(str(datatype), 20)}, not {' or '.join(kinds)}")
-    if not isinstance(shape, list) or not all(isinstance(n, int) and 0 <= n < 1 << 31 for n in shape):
+    sizes: list[Any] = shape if isinstance(shape, list) and len(shape) <= DEEP else [None]
+    if not all(type(n) is int and 0 <= n < 1 << 31 for n in sizes):
         raise TargetError(f"the answer has no shape: {plain(str(shape), 40)}")
     if raw is None:
         values = numbers(out.get("data"), "the answer's data").reshape(-1)
         if values.dtype.kind == "f" and datatype in WHOLE:
             raise TargetError(f"the answer is of datatype {datatype}, its data are fractions")
-        values = values.astype(np.int64 if datatype in WHOLE else np.float32)
+        with np.errstate(over="ignore"):  # infinite then, which is refused
+            values = values.astype(np.int64 if datatype in WHOLE else np.float32)
     else:
         kind = np.dtype(kinds[datatype])
         if len(raw) % kind.itemsize:
@@ -250,8 +263,8 @@ def _values(out: dict[str, Any], raw: bytes | None, kinds: dict[str, str]) -> np
         values = np.frombuffer(raw, kind)
         values = values.astype(np.int64) if datatype in WHOLE else values.astype(kind.newbyteorder("="))
     count = 1
-    for size in shape:
+    for size in sizes:
         count *= size
     if count != len(values):
-        raise TargetError(f"the answer has {len(values)} values for shape {shape}")
-    return values.reshape(shape)
+        raise TargetError(f"the answer has {len(values)} values for shape {sizes}")
+    return values.reshape(sizes)

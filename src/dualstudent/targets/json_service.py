@@ -11,7 +11,7 @@ from dualstudent.errors import TargetError, UserError
 from dualstudent.spec import Access, Spec
 from dualstudent.targets.module import Output
 from dualstudent.targets.service import HttpService, Images
-from dualstudent.targets.strict import numbers, plain, read_json, unrounded
+from dualstudent.targets.strict import numbers, read_json, unrounded
 from dualstudent.targets.template import Template, follow, parse_path, read_template
 from dualstudent.targets.transport import Reply, Transport
 
@@ -25,7 +25,6 @@ class JsonService(HttpService):
         batch = 1 if template.single else transport.options.request_batch
         super().__init__(transport, spec, output, path=str(transport.url), batch=batch)
         self.template = template
-        self.version: str | None = None
 
     def encode(self, images: Images, number: int) -> tuple[bytes, list[tuple[str, str]]]:
         return self.template.request(images, self.spec.bounds), HEADERS
@@ -47,19 +46,14 @@ class JsonService(HttpService):
             raise TargetError("the target returned NaN or infinite values")
         if self.output == "probabilities" and self.template.decimals is not None:
             rows = unrounded(rows, rows.shape[1] * 0.5 * 10.0**-self.template.decimals + 1e-6)
-        return torch.from_numpy(rows.astype(np.float32))
+        with np.errstate(over="ignore"):  # infinite then, which is refused
+            return torch.from_numpy(rows.astype(np.float32))
 
     def _same_model(self, value: Any) -> None:
         if self.template.version is None:
             return
         path = self.template.version
-        version = str(follow(value, parse_path(path, "version"), path))
-        self.version = self.version or version
-        if version != self.version:
-            raise TargetError(
-                f"the model changed: version {plain(version, 40)} answers,"
-                f" the run began with {plain(self.version, 40)}"
-            )
+        self.same_version(follow(value, parse_path(path, "version"), path))
 
 
 def open_json(

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from dualstudent.errors import TargetError, UserError
+from dualstudent.spec import LARGEST
 from dualstudent.targets.onnx_file import CHANNELS, Layout
-from dualstudent.targets.strict import plain
+from dualstudent.targets.strict import DEEP, plain
 
 INPUTS = {"FP32": "<f4", "FP16": "<f2", "UINT8": "u1"}
 FLOATS = {"FP64": "<f8", "FP32": "<f4", "FP16": "<f2"}
+CLASSES = 1 << 20
 WHOLE = {
     "INT64": "<i8",
     "INT32": "<i4",
@@ -64,6 +66,8 @@ def read_tensors(
     width = out["shape"][-1] if rows and out["shape"][-1] > 0 else None
     if width == 1 and labels:
         width = None
+    if width is not None and width > CLASSES:
+        raise UserError(f"output '{out['name']}' has {width:,} values an image: at most {CLASSES:,} classes")
     if width == 1:
         raise UserError(
             f"output '{out['name']}' has one value an image: give --output labels if it is a class"
@@ -92,12 +96,21 @@ def _pick(tensors: Any, name: str | None, what: str, fits: Any) -> dict[str, Any
 def _tensor(tensor: Any, what: str) -> dict[str, Any]:
     try:
         name, datatype = tensor["name"], tensor["datatype"]
-        shape = [int(size) for size in tensor["shape"]]
-        if not (isinstance(name, str) and isinstance(datatype, str)):
+        if not (isinstance(name, str) and isinstance(datatype, str) and isinstance(tensor["shape"], list)):
             raise TypeError
+        shape = [_size(size) for size in tensor["shape"]]
+        if len(shape) > DEEP or any(size > LARGEST for size in shape):
+            raise ValueError
     except (KeyError, TypeError, ValueError):
         raise TargetError(f"the metadata describe an {what} without name, datatype and shape") from None
     return {"name": plain(name), "datatype": plain(datatype, 20), "shape": shape}
+
+
+def _size(size: Any) -> int:
+    """Return a size: -1 where it is free. Some servers write numbers as texts."""
+    if type(size) is not int and not (isinstance(size, str) and len(size) < 20):
+        raise TypeError
+    return int(size)
 
 
 def _layout(

@@ -64,8 +64,9 @@ class OnnxTarget:
                 raise UserError(f"--levels {levels}: {path} takes bytes, which have 256")
             levels = 256
         access = Access.LABEL if self.output == "labels" else Access.PROBS
-        known = _classes(classes, self.answers.classes, path)
-        self.spec = Spec(self.images.shape, known, bounds or (0.0, 1.0), access, levels)
+        known = _classes(classes, self.answers, path)
+        half = self.images.dtype == "float16"
+        self.spec = Spec(self.images.shape, known, bounds or (0.0, 1.0), access, levels, half=half)
 
     def __call__(self, x: Float[Tensor, "b c h w"], /) -> Float[Tensor, "rows k"]:
         """Return rows on the simplex, as many as the model gives: the oracle counts and verifies them."""
@@ -148,13 +149,17 @@ def _plain(answer: np.ndarray, images: int, output: Output) -> np.ndarray:
         answer = answer[..., 0]
     if output == "labels" and answer.shape == (images, 1) and answer.dtype.kind in "iu":
         answer = answer[:, 0]
-    return answer.astype(np.float32 if answer.dtype.kind == "f" else np.int64)
+    with np.errstate(over="ignore"):  # infinite then, which is refused
+        return answer.astype(np.float32 if answer.dtype.kind == "f" else np.int64)
 
 
-def _classes(given: int | Literal["unknown"] | None, said: int | None, path: Path) -> int | None:
+def _classes(given: int | Literal["unknown"] | None, answers: Answers, path: Path) -> int | None:
+    said = answers.classes
     if given is None and said is None:
+        what = f"its output '{answers.name}' has" if answers.output == "labels" else "it has"
+        hint = f" ({answers.beside})" if answers.beside else ""
         raise UserError(
-            f"{path} does not say how many classes it has: give --classes K, or --classes unknown"
+            f"{path} does not say how many classes {what}: give --classes K{hint}, or --classes unknown"
         )
     if given == "unknown":
         return None

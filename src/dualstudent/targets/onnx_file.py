@@ -57,6 +57,7 @@ class Answers:
     output: Output
     classes: int | None
     single: bool = False  # one column, of the second of two classes
+    beside: str = ""  # what the other outputs have, where the labels do not tell the number of classes
 
 
 def other_files(model: Any, path: Path) -> list[Path]:
@@ -179,7 +180,7 @@ def answer_output(outputs: Sequence[Port], wanted: str | None, output: Output, w
     while dims is not None and len(dims) > 2 and dims[-1] == 1:  # (n, k, 1, 1) of a network without a head
         dims = dims[:-1]
     if port.kind in WHOLE and (dims is None or len(dims) == 1 or dims[1:] == [1]):
-        return Answers(port.name, "labels", None)
+        return Answers(port.name, "labels", None, beside=_widths(outputs))
     if port.kind not in FLOATS:
         raise UserError(f"{where}: output {port} is neither numbers for each class nor class numbers")
     if dims is None:
@@ -191,6 +192,12 @@ def answer_output(outputs: Sequence[Port], wanted: str | None, output: Output, w
     if dims[1] == 1:
         return Answers(port.name, output, 2, single=True)
     return Answers(port.name, output, dims[1])
+
+
+def _widths(outputs: Sequence[Port]) -> str:
+    """Return in words how many values the outputs of numbers have: they may be those of the classes."""
+    rows = [p for p in outputs if p.kind in FLOATS and p.dims is not None and len(p.dims) == 2 and p.dims[1]]
+    return ", ".join(f"its output '{p.name}' has {p.dims[1]}" for p in rows if p.dims is not None)
 
 
 def _chosen(outputs: Sequence[Port], wanted: str | None, output: Output, where: object) -> Port:

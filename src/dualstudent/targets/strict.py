@@ -1,8 +1,10 @@
 """Reading what a service sent: nothing is believed that is not what was agreed on."""
 
 import contextlib
+import itertools
 import json
 import re
+from collections import Counter
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -13,6 +15,7 @@ import numpy.typing as npt
 from dualstudent.errors import TargetError
 
 SHORT = 200  # characters of a service's words that an error repeats
+DEEP = 8  # dimensions of an answer, at most
 
 
 def read_json(body: bytes, what: str, kind: str = "") -> Any:
@@ -28,6 +31,8 @@ def read_json(body: bytes, what: str, kind: str = "") -> Any:
         raise TargetError(f"{what} {error}") from None
     except RecursionError:
         raise TargetError(f"{what} is JSON nested too deeply") from None
+    except MemoryError:
+        raise TargetError(f"{what} does not fit into memory") from None
     except ValueError as error:  # no UTF-8, no JSON, a number of thousands of digits
         raise TargetError(
             f"{what} is not JSON ({plain(str(error), 80)}): {plain(body[:400], 80)!r}"
@@ -41,8 +46,7 @@ class _Refused(ValueError):
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
         raise _Refused(f"has the key '{plain(twice, 40)}' twice")
     return found
 
@@ -60,14 +64,25 @@ def read_object(body: bytes, what: str, kind: str = "") -> dict[str, Any]:
 
 
 def numbers(value: Any, what: str) -> npt.NDArray[Any]:
-    """Return nested lists of numbers as an array of 64-bit floats or integers. Raises TargetError."""
-    try:
-        array = np.asarray(value)
-    except (ValueError, OverflowError, RecursionError):
-        raise TargetError(f"{what} are lists of different lengths") from None
-    if array.dtype.kind not in "fiu":
+    """Return nested lists of numbers as an array of 64-bit floats or integers. Raises TargetError.
+
+    Each is looked at before numpy is: it makes strings of numbers beside a string, as long as that.
+    """
+    level, shape = [value], list[int]()
+    while (kinds := set(map(type, level))) == {list}:
+        sizes = set(map(len, level))
+        if len(sizes) > 1:
+            raise TargetError(f"{what} are lists of different lengths")
+        shape += sizes
+        if len(shape) > DEEP:
+            raise TargetError(f"{what} are lists in lists in more than {DEEP} levels")
+        level = list(itertools.chain.from_iterable(level))
+    if list in kinds:
+        raise TargetError(f"{what} are lists of different lengths")
+    array = np.asarray(level, None if kinds else float) if kinds <= {int, float} else None
+    if array is None or array.dtype.kind not in "fiu":  # objects: integers of more than 64 bits
         raise TargetError(f"{what} are no numbers")
-    return array
+    return array.reshape(shape)
 
 
 def plain(text: str | bytes, limit: int = SHORT) -> str:

@@ -11,10 +11,11 @@ import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from dualstudent.errors import Stopped, TargetError, UserError
+from dualstudent.errors import Later, Stopped, TargetError, UserError
 from dualstudent.spec import Traffic
 from dualstudent.targets.strict import message, plain, retry_after
 from dualstudent.targets.wire import Secrets, ServiceOptions
@@ -23,9 +24,11 @@ try:
     import httpx2
 except ImportError as _error:
     raise UserError("targets over HTTP need: pip install 'dualstudent[http]'") from _error
+from dualstudent.targets.deadline import Deadline
 
 T = TypeVar("T")
 AGAIN = (429, 502, 503, 504)  # what a service says when it may answer later
+BROKEN = ("timeout", "reset", "502", "504")  # the service may have answered, and charge for it
 LONGEST = 60.0  # seconds of a pause of our own
 PATIENCE = 3600.0  # seconds of a pause that a service may ask for
 GRACE = 5.0  # seconds that a run which is to stop waits for a question that is under way
@@ -40,6 +43,14 @@ class Reply:
     body: bytes
     kind: str  # its content type
     headers: Any
+
+
+class Refused(TargetError):
+    """A status that asking again does not help."""
+
+    def __init__(self, words: str, status: int) -> None:
+        super().__init__(words)
+        self.status = status
 
 
 class _Abandoned(Exception):
@@ -82,6 +93,8 @@ class Transport:
             ),
             trust_env=self.url.host not in ("localhost", "127.0.0.1", "::1"),  # no proxy to ourselves
         )
+        self._deadline = Deadline()
+        self._deadline.governs(self.client)
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
@@ -158,33 +171,32 @@ class Transport:
         images: int = 0,
         limit: int,
         gone: threading.Event | None = None,
+        sending: Callable[[], None] = lambda: None,
     ) -> Reply:
         """Return the answer to one request (POST with content, else GET), asked again where that may help.
 
-        Raises TargetError with the service's words, cleaned of secrets.
+        `sending` is called whenever it is sent, after any turn that it has to wait for. Raises
+        TargetError with the service's words, cleaned of secrets; Later.
         """
         gone, attempt = gone or threading.Event(), 0
         while True:
             self._turn(images, gone)
+            sending()
             try:
                 return self._once(self.url.join(path), content, headers, limit)
             except _Failed as failure:
                 attempt += 1
                 self._count(failure.status)
                 if failure.after > PATIENCE:
-                    raise TargetError(
-                        f"{self.place} asks to wait {failure.after / 3600:.1f} hours ({failure.why}):"
-                        " go on later with 'dualstudent resume'"
-                    ) from None
+                    hours = f"{failure.after / 3600:.1f} hours"
+                    raise Later(f"{self.place} asks to wait {hours} ({failure.why})") from None
                 if attempt > self.options.retries or (failure.status == "refused" and not images):
                     tries = f"tried {attempt} times, the last: " if attempt > 1 else ""
-                    raise TargetError(
-                        f"{self.place} does not answer ({tries}{failure.why}):"
-                        " once it does, 'dualstudent resume' goes on with a run that has begun"
-                    ) from None
+                    raise Later(f"{self.place} does not answer ({tries}{failure.why})") from None
                 with self._lock:
                     self.traffic.retried += 1
                     self.traffic.failed_images += images
+                    self.traffic.broken_off += images if failure.status in BROKEN else 0
                 self._rest(failure, attempt, gone)
 
     def about(self, error: TargetError, body: bytes) -> TargetError:
@@ -231,10 +243,11 @@ class Transport:
         with self._lock:
             self.traffic.requests += 1
             self.traffic.sent += len(content or b"")
-        start, method = time.monotonic(), "GET" if content is None else "POST"
+        method = "GET" if content is None else "POST"
+        asking = partial(self.client.stream, method, url, content=content, headers=list(headers))
         try:
-            with self.client.stream(method, url, content=content, headers=list(headers)) as response:
-                body = self._body(response, limit if response.status_code == 200 else 65536, start)
+            with self._deadline.within(self.options.timeout), asking() as response:
+                body = self._body(response, limit if response.status_code == 200 else 65536)
         except httpx2.TimeoutException:
             raise _Failed("timeout", f"no answer in {self.options.timeout:g} s") from None
         except httpx2.ConnectError as error:
@@ -254,10 +267,11 @@ class Transport:
         self._count(str(status))
         if status != 200:
             said = message(body) or "no reason given"
-            raise self.about(TargetError(f"{self.place} refuses with status {status}: {said}"), body)
+            refused = self.about(TargetError(f"{self.place} refuses with status {status}: {said}"), body)
+            raise Refused(str(refused), status)
         return Reply(body, response.headers.get("content-type", ""), response.headers)
 
-    def _body(self, response: Any, limit: int, start: float) -> bytes:
+    def _body(self, response: Any, limit: int) -> bytes:
         """Return a body, unpacked, of at most `limit` bytes: no compressed one can fill the memory."""
         coding = response.headers.get("content-encoding", "identity").strip().lower()
         if coding not in ("identity", "", "gzip", "deflate"):
@@ -275,6 +289,8 @@ class Transport:
                 raise TargetError(f"{self.place} sent a packed answer that cannot be unpacked") from None
             parts.append(part)
             size += len(part)
+            if unpack is not None and unpack.unused_data:
+                raise TargetError(f"{self.place} sent more behind a packed answer than the answer")
             if size > limit or (unpack is not None and unpack.unconsumed_tail):
                 if response.status_code != 200:
                     break  # enough to see why
@@ -282,8 +298,6 @@ class Transport:
                     f"{self.place} sent an answer of more than {limit:,} bytes:"
                     " if that is right, raise --answer-limit"
                 )
-            if time.monotonic() - start > self.options.timeout:
-                raise httpx2.ReadTimeout("too slow")
         if unpack is not None and not unpack.eof and response.status_code == 200:
             raise _Failed("reset", "the packed answer was cut off")
         return b"".join(parts)

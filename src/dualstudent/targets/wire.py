@@ -1,5 +1,6 @@
 """How a service is asked: traffic, secrets by name only, and what its answers mean."""
 
+import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -58,18 +59,18 @@ class ServiceOptions(SecretNames):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("request_batch", "concurrency"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
+        for name, most in (("request_batch", 1 << 16), ("concurrency", 256)):
+            if not 1 <= getattr(self, name) <= most:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: 1 to {most:,}")
         for name in ("rate", "timeout", "answer_limit"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"--{name.replace('_', '-')} {value}: more than 0")
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"--{name.replace('_', '-')} {value}: more than 0, and finite")
         if self.timeout > 86_400:
             raise UserError(f"--timeout {self.timeout}: seconds, a day at most")
-        for name in ("retries", "pause"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"--{name} {getattr(self, name)}: 0 or more")
+        for name, most in (("retries", 1000), ("pause", 3600)):
+            if not 0 <= getattr(self, name) <= most:
+                raise UserError(f"--{name} {getattr(self, name)}: 0 to {most:,}")
         _absolute(self, "ca_file", "template")
 
     def with_secrets(self, said: SecretNames, place: str) -> "ServiceOptions":
