@@ -16,6 +16,14 @@ class Later(TargetError):
     """The target does not answer now, and may at another time."""
 
 
+class Refused(TargetError):
+    """The target's service refuses, with an HTTP status that asking again does not help."""
+
+    def __init__(self, words: str, status: int) -> None:
+        super().__init__(words)
+        self.status = status
+
+
 class Overdraft(UserError):
     """A request would go over the limit of its account; nothing was asked."""
 

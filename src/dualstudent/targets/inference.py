@@ -12,14 +12,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dualstudent.errors import TargetError, UserError
+from dualstudent.errors import Refused, TargetError, UserError
 from dualstudent.spec import Access, Spec
 from dualstudent.targets.metadata import INPUTS, WHOLE, Tensors, read_tensors
 from dualstudent.targets.module import Output
 from dualstudent.targets.onnx_file import Layout
 from dualstudent.targets.service import HttpService, Images, to_bytes
 from dualstudent.targets.strict import DEEP, numbers, plain, read_object, unrounded
-from dualstudent.targets.transport import Refused, Reply, Transport
+from dualstudent.targets.transport import Reply, Transport
 
 METADATA = 1 << 20  # bytes of it, at most
 _ADDRESS = re.compile(r"(?P<root>.*)/v2/models/(?P<name>[^/]+)(/versions/(?P<version>[^/]+))?(/infer)?/?")

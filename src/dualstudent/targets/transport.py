@@ -15,7 +15,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from dualstudent.errors import Later, Stopped, TargetError, UserError
+from dualstudent.errors import Later, Refused, Stopped, TargetError, UserError
 from dualstudent.spec import Traffic
 from dualstudent.targets.strict import message, plain, retry_after
 from dualstudent.targets.wire import Secrets, ServiceOptions
@@ -43,14 +43,6 @@ class Reply:
     body: bytes
     kind: str  # its content type
     headers: Any
-
-
-class Refused(TargetError):
-    """A status that asking again does not help."""
-
-    def __init__(self, words: str, status: int) -> None:
-        super().__init__(words)
-        self.status = status
 
 
 class _Abandoned(Exception):
@@ -188,8 +180,8 @@ class Transport:
                 attempt += 1
                 self._count(failure.status)
                 if failure.after > PATIENCE:
-                    hours = f"{failure.after / 3600:.1f} hours"
-                    raise Later(f"{self.place} asks to wait {hours} ({failure.why})") from None
+                    wait = f"wait {failure.after / 3600:.1f} hours ({failure.why})"
+                    raise Later(f"{self.place} asks to {wait}") from None
                 if attempt > self.options.retries or (failure.status == "refused" and not images):
                     tries = f"tried {attempt} times, the last: " if attempt > 1 else ""
                     raise Later(f"{self.place} does not answer ({tries}{failure.why})") from None
