@@ -1,6 +1,7 @@
 """Who pays: images charged before they are shown, and a record of what was shown."""
 
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +36,7 @@ class Account:
         self.purpose, self.limit, self.spent, self.asked = purpose, limit, 0, 0
         self._held = held
         self._path = path if writes else None
+        self._file: int | None = None
         if path is not None and path.exists():
             whole, self.asked = _last_count(path)
             if writes:
@@ -65,7 +67,7 @@ class Account:
                 f" would pass the limit of {self.limit}"
             )
         if self._path is not None and not 0 < held == images:
-            _write_durably(self._path, b"%d\n" % (self.asked + images - held))
+            self._write_durably(self._path, b"%d\n" % (self.asked + images - held))
         self.asked += images - held
         self.spent += images
 
@@ -75,14 +77,19 @@ class Account:
             raise UserError(f"{self.purpose}: the snapshot has {spent} images, the account {self.asked}")
         self.spent = spent
 
-
-def _write_durably(path: Path, line: bytes) -> None:
-    try:
-        with path.open("ab", buffering=0) as file:
-            file.write(line)
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; nothing was asked") from error
+    def _write_durably(self, path: Path, line: bytes) -> None:
+        """Add a line to the file opened first: another run that has taken its place is not charged."""
+        try:
+            if self._file is None:
+                self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+                weakref.finalize(self, os.close, self._file)
+            if not os.fstat(self._file).st_nlink:
+                raise UserError(f"{path} was deleted or replaced while the run went on; nothing was asked")
+            while line:
+                line = line[os.write(self._file, line) :]
+            os.fsync(self._file)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}; nothing was asked") from error
 
 
 def _last_count(path: Path) -> tuple[int, int]:

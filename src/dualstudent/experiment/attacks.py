@@ -14,7 +14,7 @@ from dualstudent.errors import UserError
 from dualstudent.evaluation import fitting
 from dualstudent.evaluation.transfer import Attack, better_student, transfer
 from dualstudent.experiment.again import reopen, same_target
-from dualstudent.experiment.folder import RunFolder, describe_images
+from dualstudent.experiment.folder import RunFolder, alone, describe_images
 from dualstudent.experiment.paying import price, purse
 from dualstudent.files import write_json
 from dualstudent.ledger import Account
@@ -26,6 +26,7 @@ HELD_BACK = 500  # images asked to choose the student that attacks
 SEED = 0
 
 
+@alone
 def attack_run(
     path: str | Path,
     data: Images,

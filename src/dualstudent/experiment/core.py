@@ -3,6 +3,7 @@
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from dualstudent.experiment.again import (
     saved_method,
     weights_of,
 )
-from dualstudent.experiment.folder import RunFolder
+from dualstudent.experiment.folder import RunFolder, alone
 from dualstudent.experiment.paying import journal_for, purse, service
 from dualstudent.experiment.probes import cadence
 from dualstudent.experiment.recorder import Progress
@@ -139,15 +140,16 @@ def extract(
         options=options,
         command=command,
     )
-    if first:
-        run.create(manifest, overwrite=overwrite)
-        _keep_start(run, method)
-    parallel.meet()
-    with purse(run, manifest, opened.target) as paid:
-        go(run, manifest, method, opened.target, data, progress, stop, paid, insist=bool(probe_every))
+    with run.begun(manifest, overwrite=overwrite) if first else nullcontext():
+        if first:
+            _keep_start(run, method)
+        parallel.meet()
+        with purse(run, manifest, opened.target) as paid:
+            go(run, manifest, method, opened.target, data, progress, stop, paid, insist=bool(probe_every))
     return Run(run.path)
 
 
+@alone
 def resume(
     path: str | Path,
     target: Target | Opened | None = None,
@@ -203,6 +205,7 @@ def resume(
     return Run(run.path)
 
 
+@alone
 def evaluate(
     path: str | Path,
     data: Images,

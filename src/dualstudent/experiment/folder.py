@@ -1,19 +1,23 @@
 """One run, one directory: what lies where, and what must never be overwritten."""
 
+import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+from filelock import FileLock, Timeout
 
 from dualstudent.data import Images
-from dualstudent.errors import UserError
+from dualstudent.errors import Stopped, UserError
 from dualstudent.files import closed, read_json, write_json
 from dualstudent.ledger import Account
 from dualstudent.methods import Method
@@ -39,6 +43,9 @@ KINDS: dict[str, tuple[type | None, ...]] = {
     "data_free": (bool,),
 }
 MOST = 10**15  # no count of a run is larger
+LOCK = "lock"  # the file that tells others to leave a run alone
+P = ParamSpec("P")
+T = TypeVar("T")
 LEAST = {"threads": 1, "points": 1, "ranks": 1, "probe_every": 0, "snapshot_every": 0}
 
 
@@ -112,20 +119,96 @@ class RunFolder:
             raise UserError(f"{self.result} lacks {', '.join(missing)}: restore it from a copy")
         return values
 
-    def create(self, manifest: dict[str, Any], *, overwrite: bool) -> None:
-        """Make the directory and write the manifest; a run that is in the way is kept unless told.
+    @contextmanager
+    def begun(self, manifest: dict[str, Any], *, overwrite: bool) -> Iterator[None]:
+        """Make the directory, write the manifest, and keep the run to this process; one in the way is kept
+        unless told. What was made is removed where an error comes before anything is charged.
 
         Raises UserError.
         """
+        _finite(manifest)
         vacant(self.path, overwrite)
-        if self.path.is_dir() and any(self.path.iterdir()):
-            shutil.rmtree(self.path)
-        for path in (self.path, self.figures, self.answers):
+        made = not self.path.is_dir()
+        with ExitStack() as stack:
             try:
-                path.mkdir(parents=True, exist_ok=True)
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(self.held(anyway=True))
+                vacant(self.path, overwrite)  # another process may have been faster
+                self._clear()
+                write_json(self.manifest_file, manifest)  # first: what lies beside it is a run's
+                for path in (self.figures, self.answers):
+                    path.mkdir()
             except OSError as error:
-                raise UserError(f"cannot make {path}: {error.strerror}") from error
-        write_json(self.manifest_file, manifest)
+                raise UserError(f"cannot make {self.path}: {error.strerror}") from error
+            try:
+                yield
+            except Stopped:
+                raise
+            except Exception:
+                if not any(path.exists() for path in (self.attack, self.audit)):
+                    self._clear()
+                    if made:
+                        (self.path / LOCK).unlink(missing_ok=True)
+                        with suppress(OSError):
+                            self.path.rmdir()
+                raise
+
+    @contextmanager
+    def held(self, *, anyway: bool = False) -> Iterator[None]:
+        """Keep a run, if there is one (or `anyway`), to this process. Raises UserError if another has it."""
+        if not anyway and not self.manifest_file.is_file():
+            yield
+            return
+        lock = FileLock(self.path / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"{self.path} is in use: another process is working on this run; wait for it, or stop it"
+            ) from None
+        except OSError as error:
+            raise UserError(f"cannot write {self.path / LOCK}: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                (self.path / LOCK).unlink(missing_ok=True)  # who has opened it already sees that it is gone
+            lock.release()
+
+    def _clear(self) -> None:
+        """Remove what lies in the directory; not itself, which others may be looking at, nor the lock."""
+        for path in self.path.iterdir():
+            if path.name == LOCK:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def alone(command: Callable[P, T]) -> Callable[P, T]:
+    """Keep the run that a command's first argument, `path`, names to this process while the command lasts.
+
+    It raises UserError where another process has it.
+    """
+
+    @functools.wraps(command)
+    def kept(*args: P.args, **kwargs: P.kwargs) -> T:
+        place: Any = args[0] if args else kwargs["path"]
+        with RunFolder(place).held():
+            return command(*args, **kwargs)
+
+    return kept
+
+
+def _finite(values: Any, name: str = "the manifest") -> None:
+    """Raise UserError where an option of a run is no finite number: no manifest can hold it."""
+    if isinstance(values, float) and not math.isfinite(values):
+        raise UserError(f"--{name.replace('_', '-')} {values}: a finite number is needed")
+    for key, value in values.items() if isinstance(values, dict) else ():
+        _finite(value, key)
+    for value in values if isinstance(values, list | tuple) else ():
+        _finite(value, name)
 
 
 def _plausible(key: str, value: Any) -> bool:
@@ -153,7 +236,7 @@ def vacant(path: Path, overwrite: bool) -> None:
         return
     if not path.is_dir():
         raise UserError(f"{path} is a file: choose another --out")
-    if not any(path.iterdir()):
+    if all(inside.name == LOCK for inside in path.iterdir()):
         return
     if not (path / "manifest.json").is_file():
         raise UserError(f"{path} is not empty and holds no run: choose another --out")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from dualstudent.errors import UserError
-from dualstudent.experiment.folder import RunFolder
+from dualstudent.experiment.folder import RunFolder, alone
 from dualstudent.files import read_json, read_tensors, write_whole, yielding
 from dualstudent.journal import ATTACK, Found, Row, ranges, rebuild, salvage
 from dualstudent.ledger import Shown
@@ -92,6 +92,7 @@ def export_journal(path: str | Path, out: Path) -> Verdict:
     return Verdict({"answers": f"{len(found.rows):,}"}, found.problems)
 
 
+@alone
 def repair_journal(path: str | Path) -> Verdict:
     """Make a new journal of what can be read of a damaged one, which is set aside. Raises UserError."""
     run = RunFolder(path)
