@@ -243,7 +243,7 @@ class TestRefused:
     def test_to_other_processes_while_it_is_open(self, full: Path) -> None:
         count = "sqlite3.connect(sys.argv[1], 0).execute('SELECT count(*) FROM answers').fetchone()"
         command = [sys.executable, "-c", f"import sqlite3, sys; print({count})", str(full)]
-        with Journal(full, "a", paid=1):
+        with Journal(full, "a", paid=10_000):
             done = subprocess.run(command, capture_output=True, text=True)
             assert "database is locked" in done.stderr
             with pytest.raises(ds.UserError, match="another process is using it"):
@@ -293,7 +293,7 @@ def test_a_full_disk_ends_in_one_line_and_keeps_what_was_kept(path: Path) -> Non
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "\n" not in str(caught.value)
     assert len(kept) > 10
-    with Journal(path, "a", paid=1) as journal:
+    with Journal(path, "a", paid=10_000) as journal:
         assert sorted(journal.held(ATTACK, 0, 10_000)) == list(range(64 * len(kept)))
         keep(journal, 64 * len(kept), 64)
 
@@ -319,7 +319,7 @@ def test_a_small_file_system_that_is_full(tmp_path: Path) -> None:
     finally:
         subprocess.run(["umount", str(small)], check=True)
     assert len(kept) > 10
-    with Journal(large / "journal.sqlite", "a", paid=1) as journal:
+    with Journal(large / "journal.sqlite", "a", paid=10_000) as journal:
         assert sorted(journal.held(ATTACK, 0, 100_000)) == list(range(64 * len(kept)))
 
 

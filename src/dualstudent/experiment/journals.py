@@ -14,6 +14,8 @@ from dualstudent.files import read_json, read_tensors, write_whole, yielding
 from dualstudent.journal import ATTACK, Found, Row, ranges, rebuild, salvage
 from dualstudent.ledger import Shown
 
+ROOM, WIDEST = 10**7, 100  # values of an exported table: so many, or so many times what was answered
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -35,13 +37,14 @@ def verify_journal(path: str | Path) -> Verdict:
     if found.run is not None and found.run != name:
         problems.append("it is another run's journal")
     rows = found.of(ATTACK)
-    kinds = Counter(row.purpose.partition(" ")[0] for row in found.rows)
+    kinds = Counter(_about(row.purpose) for row in found.rows)
     charged = run.charged()
     again = sum(row.attempts - 1 for row in found.rows)
     problems += _gaps(found)
     for what, asked in charged.items():
         if kinds[what] > asked:
             problems.append(f"{kinds[what]} answers to the {what}, but {asked} images are charged")
+    problems += _beyond(found, charged)
     problems += _against_record(run, rows, found.repaired)
     problems += _against_result(run, rows, found.repaired)
     problems += _against_answers(run, found)
@@ -75,6 +78,8 @@ def export_journal(path: str | Path, out: Path) -> Verdict:
         raise UserError(f"{run.journal} holds no answers: {'; '.join(found.problems) or 'nothing was asked'}")
     wide = max(len(row.answer) for row in found.rows)
     kind = np.result_type(*{row.answer.dtype for row in found.rows})
+    if len(found.rows) * wide > ROOM + WIDEST * sum(len(row.answer) for row in found.rows):
+        raise UserError(f"{run.journal} holds answers of up to {wide:,} classes, most far fewer: no table")
     answers = np.full((len(found.rows), wide), np.nan, kind)
     for to, row in zip(answers, found.rows, strict=True):
         to[: len(row.answer)] = row.answer
@@ -100,10 +105,14 @@ def repair_journal(path: str | Path) -> Verdict:
     found = salvage(run.journal) if run.journal.exists() else Found(problems=["it is missing"])
     if found.run not in (None, name):
         raise UserError(f"{run.journal} is another run's journal: put this run's own back, or move it away")
-    problems = found.problems + _gaps(found) + _against_record(run, found.of(ATTACK), found.repaired)
+    problems = found.problems + _gaps(found) + _beyond(found, run.charged())
+    problems += _against_record(run, found.of(ATTACK), found.repaired)
     if not problems:
         raise UserError(f"{run.journal} is whole: there is nothing to repair")
     fresh, aside = run.journal.with_name("journal.new"), run.journal.with_name("journal.sqlite.damaged")
+    charged = run.charged()
+    found.rows = [row for row in found.rows if row.position < charged.get(_about(row.purpose), 0)]
+    found.begun = [q for q in found.begun if q[1] + q[2] <= charged.get(_about(q[0]), 0)]
     rebuild(fresh, name, found)
     if run.journal.exists():
         run.journal.replace(aside)
@@ -122,21 +131,56 @@ def _name(run: RunFolder) -> str:
 
 def _open(found: Found) -> list[tuple[int, int]]:
     """Return (first, images) of the attack's positions that were begun and are not answered."""
-    held = {row.position for row in found.of(ATTACK)}
-    lost = sorted(
-        {at for what, first, n in found.begun if what == ATTACK for at in range(first, first + n)} - held
-    )
-    return ranges(lost)
+    return _minus([(first, n) for what, first, n in found.begun if what == ATTACK], _held(found))
 
 
 def _gaps(found: Found) -> list[str]:
     """Return what is missing among the attack's answers: only questions in flight may be."""
-    held = {row.position for row in found.of(ATTACK)}
-    open_ = {at for first, n in _open(found) for at in range(first, first + n)}
-    missing = sorted(set(range(max(held, default=-1) + 1)) - held - open_)
-    words = [f"{first}" if n == 1 else f"{first} … {first + n - 1}" for first, n in ranges(missing)]
+    held = _held(found)
+    missing = _minus(_minus([(0, sum(held[-1]))], held), _open(found)) if held else []
+    words = [f"{first}" if n == 1 else f"{first} … {first + n - 1}" for first, n in missing]
     more = f" and {len(words) - 5} more" if len(words) > 5 else ""
     return [f"no answers to the images {', '.join(words[:5])}{more}"] if words else []
+
+
+def _held(found: Found) -> list[tuple[int, int]]:
+    return ranges([row.position for row in found.of(ATTACK)])
+
+
+def _minus(spans: list[tuple[int, int]], others: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return as (first, count) what of some spans is in none of the others, which are apart and in order.
+
+    Never place by place: what a stranger's file says was begun may be larger than any memory.
+    """
+    left: list[tuple[int, int]] = []
+    at = done = 0  # the next of the others; up to where all is told
+    for first, count in sorted(spans):
+        start, stop = max(first, done), first + count
+        while at < len(others) and sum(others[at]) <= start:
+            at += 1
+        ahead = at
+        while start < stop:
+            begin, end = (others[ahead][0], sum(others[ahead])) if ahead < len(others) else (stop, stop)
+            if start < begin:
+                left.append((start, min(begin, stop) - start))
+            start, ahead = max(start, end), ahead + 1
+            if begin >= stop:
+                break
+        done = max(done, stop)
+    return left
+
+
+def _about(purpose: str) -> str:
+    """Return which account a purpose is charged to."""
+    return purpose.partition(" ")[0]
+
+
+def _beyond(found: Found, charged: dict[str, int]) -> list[str]:
+    """Return what a journal tells of images that were never charged, a line for each account."""
+    ends = [(row.purpose, row.position + 1) for row in found.rows]
+    ends += [(what, first + count) for what, first, count in found.begun]
+    beyond = Counter(_about(what) for what, end in ends if end > charged.get(_about(what), 0))
+    return [f"{count} rows of '{name[:20]}' are about images never charged" for name, count in beyond.items()]
 
 
 def _against_record(run: RunFolder, rows: list[Row], repaired: bool) -> list[str]:

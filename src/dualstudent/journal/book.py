@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualstudent.errors import UserError
+from dualstudent.journal.guard import meta, odd, timely
 from dualstudent.journal.rows import (
     ATTACK,
     FORMAT,
@@ -26,7 +27,6 @@ from dualstudent.journal.rows import (
     connect,
     copied,
     faults,
-    meta,
     minus,
     reason,
     row_of,
@@ -65,17 +65,23 @@ class Journal:
                 f"{path} is {state}, and {paid} images are paid: put it back from a copy,"
                 " or begin anew with 'extract … --overwrite'"
             )
+        undone = path.with_name(path.name + "-journal")  # SQLite would do what it says, in other files too
+        if undone.exists() and not paid:  # killed while it was made
+            for place in (undone, path):
+                place.unlink(missing_ok=True)
+        elif undone.exists():
+            raise UserError(f"{undone} is none of this program's files: move it away")
         if any(place.exists() and not os.access(place, os.W_OK) for place in (path, path.parent)):
             raise UserError(f"the journal {path}: {REASONS['SQLITE_READONLY']}")
         self._file = connect(path)
         try:
-            with self._saying():
-                self._prepare(run)
+            with self._saying(), timely(self._file, path):
+                self._prepare(run, paid)
         except BaseException:
             self._file.close()
             raise
 
-    def _prepare(self, run: str) -> None:
+    def _prepare(self, run: str, paid: int) -> None:
         self._file.execute("PRAGMA locking_mode = EXCLUSIVE")
         mode = self._file.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode != "wal":
@@ -83,7 +89,7 @@ class Journal:
                 f"{self.path}: this file system keeps no write-ahead log ({mode}): choose another"
             )
         self._file.execute("PRAGMA synchronous = FULL")
-        if not self._file.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+        if not self._file.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             with self._transaction():
                 for statement in TABLES.split(";\n"):
                     self._file.execute(statement)
@@ -93,12 +99,19 @@ class Journal:
         if known.get("run") != run:
             raise UserError(f"{self.path} is another run's journal: put this run's own back from a copy")
         self.repaired = "repaired" in known
-        damage = faults(self._file, most=1)
+        damage = faults(self._file, most=1) or odd(self._file) or self._beyond(paid)
         if damage:
             raise UserError(f"{self.path}: {REASONS['SQLITE_CORRUPT']} ({damage[0]})")
         with self._transaction():  # a write that proves that writing works, before anything is asked
             began = self._file.execute("INSERT INTO sessions (began) VALUES (?)", (time.time(),))
             self._session = began.lastrowid
+
+    def _beyond(self, paid: int) -> list[str]:
+        """Return what is told of images that were never charged, where it is known how many were."""
+        text = "SELECT count(*) FROM answers WHERE position >= ?"
+        begun = "SELECT count(*) FROM begun WHERE first + images > ?"
+        beyond = sum(self._file.execute(each, (paid,)).fetchone()[0] for each in (text, begun))
+        return [f"{beyond:,} rows are about images that were never charged"] if paid and beyond else []
 
     def held(self, purpose: str, first: int, images: int) -> dict[int, Row]:
         """Return the rows held of the positions first … first + images, by position. Raises UserError."""
@@ -123,15 +136,15 @@ class Journal:
             overlap = " WHERE purpose = ? AND first < ? AND first + images > ? ORDER BY id"
             text = "SELECT id, first, images, boot FROM begun" + overlap
             for number, start, count, boot in self._file.execute(text, (purpose, first + images, first)):
-                went = np.full(count, boot != BOOT or not boot)
+                low, high = max(first, start), min(first + images, start + count)
+                went = np.full(high - low, boot != BOOT or not boot)
                 for at, n in self._file.execute(
                     "SELECT first, images FROM sent WHERE question = ?", (number,)
                 ):
-                    went[at - start : at - start + n] = True
-                inner = slice(max(0, start - first), max(0, start + count - first))
-                part = went[max(0, first - start) :][: len(sent[inner])]
-                sent[inner] += part
-                left[inner] = ~part
+                    went[max(0, at - low) : max(0, at + n - low)] = True
+                inner = slice(low - first, high - first)
+                sent[inner] += went
+                left[inner] = ~went
         return sent, left
 
     def begin(self, purpose: str, first: int, images: int, *, tells: bool = False) -> int:

@@ -1,5 +1,6 @@
 """What a journal's file is made of: its tables, its rows, and what may be wrong with it."""
 
+import contextlib
 import hashlib
 import json
 import sqlite3
@@ -16,6 +17,8 @@ from dualstudent.spec import Traffic
 FORMAT = "dualstudent journal 1"
 ATTACK = "attack"  # purpose of what a method asks; the owner's questions have others
 DTYPES = ("<f4", "<f8")  # of answers
+LONGEST = 1 << 26  # bytes of one value
+MOST = 10**12  # no count of a run, and no place in it, is larger
 PATIENCE = 1.0  # seconds to wait for another process that has the file open
 TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -41,6 +44,8 @@ REASONS = {
     "SQLITE_LOCKED": "another process is using it: is this run going on elsewhere?",
     "SQLITE_CORRUPT": "it is damaged: 'dualstudent journal verify RUN' says how far, 'repair' keeps the rest",
     "SQLITE_NOTADB": "it is no journal: put it back from a copy, or 'dualstudent journal repair RUN'",
+    "SQLITE_TOOBIG": "a value in it is longer than any answer: put it back from a copy",
+    "SQLITE_INTERRUPT": "it takes longer to read than any of its length: put it back from a copy",
     "SQLITE_IOERR": "it cannot be read or written: is the disk full, or gone?",
 }
 
@@ -63,16 +68,24 @@ class Row:
         return (self.purpose, self.position, self.digest, raw, dtype, self.time, self.attempts, total)
 
 
-def connect(path: Path, *, writes: bool = True) -> sqlite3.Connection:
-    """Open a SQLite file, without looking at what is in it. Raises UserError."""
+def connect(path: Path, mode: str = "rwc", *, immutable: bool = False) -> sqlite3.Connection:
+    """Open a SQLite file (`mode` "ro", "rw", or "rwc", which makes it), without looking at what is in it.
+
+    `immutable`: nobody writes it, and nothing is written beside it. Raises UserError.
+    """
     try:
-        # reading too needs to write: a log that a killed process left is moved into the file
-        address = f"{path.absolute().as_uri()}?mode={'rwc' if writes else 'rw'}"
+        address = f"{path.absolute().as_uri()}?mode={mode}{'&immutable=1' if immutable else ''}"
         file = sqlite3.connect(address, PATIENCE, isolation_level=None, check_same_thread=False, uri=True)
+        file.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST)
+        file.text_factory = _text
         file.execute("PRAGMA trusted_schema = OFF")
         return file
     except sqlite3.Error as error:
         raise UserError(f"the journal {path}: {reason(error)}") from error
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="replace")
 
 
 def reason(error: sqlite3.Error) -> str:
@@ -80,21 +93,6 @@ def reason(error: sqlite3.Error) -> str:
     name = getattr(error, "sqlite_errorname", "") or ""
     known = next((said for code, said in REASONS.items() if name.startswith(code)), None)
     return f"{error} ({name})" if known is None else known
-
-
-def meta(file: sqlite3.Connection, path: Path) -> dict[str, str]:
-    """Return what a journal says of itself. Raises UserError on a file that is none."""
-    try:
-        known = {str(name): str(value) for name, value in file.execute("SELECT name, value FROM meta")}
-    except sqlite3.OperationalError as error:
-        if "no such table" not in str(error):
-            raise
-        known = {}
-    if known.get("format") != FORMAT:
-        raise UserError(
-            f"{path} is no journal of this program, or of another version: put the run's own back"
-        )
-    return known
 
 
 def faults(file: sqlite3.Connection, *, most: int = 20, thorough: bool = False) -> list[str]:
@@ -119,14 +117,24 @@ def row_of(values: tuple[Any, ...]) -> Row | None:
 
 
 def traffic_in(file: sqlite3.Connection) -> Traffic:
-    """Return the sum of all sessions' traffic."""
+    """Return the sum of all sessions' traffic; of what was damaged, nothing: they are counts only."""
     total = Traffic()
-    for (text,) in file.execute("SELECT traffic FROM sessions"):
-        try:
-            total = plus(total, Traffic(**json.loads(text)))
-        except (TypeError, ValueError, AttributeError):  # counts only: what is damaged counts nothing
-            continue
+    for (text,) in file.execute("SELECT traffic FROM sessions WHERE length(traffic) <= 10000"):
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
+            total = plus(total, _counted(json.loads(text)))
     return total
+
+
+def _counted(values: Any) -> Traffic:
+    """Return stored counters. Raises ValueError, TypeError where they are none."""
+    traffic = Traffic(**{f.name: values[f.name] for f in fields(Traffic) if f.name in values})
+    names = [f.name for f in fields(Traffic) if f.name not in ("statuses", "waiting")]
+    for name, count in ({name: getattr(traffic, name) for name in names} | traffic.statuses).items():
+        if type(count) is not int or not 0 <= count <= MOST or not name.replace("_", "").isalnum():
+            raise ValueError("no count")
+    if not 0 <= float(traffic.waiting) <= MOST:
+        raise ValueError("no time")
+    return traffic
 
 
 def sum_of(purpose: str, position: int, digest: bytes, raw: bytes, dtype: str) -> bytes:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from dualstudent.errors import UserError
 from dualstudent.journal.book import Journal
-from dualstudent.journal.rows import ROWS, Row, connect, faults, meta, reason, row_of, traffic_in
+from dualstudent.journal.guard import IN_USE, SOUND, meta, odd, reading, timely
+from dualstudent.journal.rows import ROWS, Row, connect, faults, reason, row_of, traffic_in
 from dualstudent.spec import Traffic
 
-IN_USE = ("SQLITE_BUSY", "SQLITE_LOCKED")
 END = (" ORDER BY purpose, position", " ORDER BY purpose DESC, position DESC")
 _ADD = "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
@@ -33,11 +33,11 @@ class Found:
 
 
 def salvage(path: Path) -> Found:
-    """Read what can be read of a journal. Raises UserError where there is none, or it is in use."""
+    """Read what can be read of a journal; nothing is changed. Raises UserError without one, or in use."""
     if not path.exists():
         raise UserError(f"{path} is missing: put it back from a copy")
     found = Found()
-    with contextlib.closing(connect(path, writes=False)) as file:
+    with reading(path) as file, timely(file, path):
         try:
             known = meta(file, path)
             found.run, found.repaired = known.get("run"), "repaired" in known
@@ -50,9 +50,13 @@ def salvage(path: Path) -> Found:
             return found
         found.problems += faults(file, thorough=True)
         _answers(file, found)
-        with contextlib.suppress(sqlite3.Error, TypeError, ValueError):
-            found.begun = list(file.execute("SELECT purpose, first, images FROM begun ORDER BY id"))
-            found.sessions = list(file.execute("SELECT began, replayed, traffic FROM sessions ORDER BY id"))
+        with contextlib.suppress(sqlite3.Error):
+            found.problems += odd(file)
+            where = " WHERE {} ORDER BY id"
+            text = "SELECT purpose, first, images FROM begun" + where.format(SOUND["begun"])
+            found.begun = file.execute(text).fetchall()
+            text = "SELECT began, replayed, traffic FROM sessions" + where.format(SOUND["sessions"])
+            found.sessions = file.execute(text).fetchall()
             found.traffic = traffic_in(file)
     return found
 
@@ -82,7 +86,7 @@ def _answers(file: sqlite3.Connection, found: Found) -> None:
     changed = 0
     for order in END:
         try:
-            for values in file.execute(ROWS + order):
+            for values in file.execute(f"{ROWS} WHERE {SOUND['answers']}{order}"):
                 row = row_of(values)
                 if row is None:
                     changed += 1
