@@ -326,13 +326,15 @@ def test_bill_of_a_service_is_told(tmp_path: Path, report: Report) -> None:
         "statuses": {"200": 796, "503": 2, "timeout": 1},
     }
     bill |= {"bytes_sent": 614_400_000, "bytes_received": 2_038_000, "waiting_s": 754.2, "price": 76.446}
+    bill |= {"broken_off": 128, "price_at_most": 76.73}
     run = make_run(tmp_path / "demo")
     edit(run / "result.json", bill=bill)
     page = report(run)
     for words in (
         "Unique images 50,000 Charged 50,064 Asked again 64 Audit images 900 From the journal 1,280",
-        "Failed images 192 Requests 799 Retried requests 3 Answers by status 200: 796, 503: 2, timeout: 1",
-        "Sent 614 MB Received 2.04 MB Waited for answers 13 min Price 76.45",
+        "Requests 799 Retried requests 3 Answers by status 200: 796, 503: 2, timeout: 1",
+        "Sent 614 MB Received 2.04 MB Waited for answers 13 min Price 76.45 … 76.73",
+        "Failed images 192 Broken off 128",
         "only those that were in flight",
     ):
         assert words in page.text

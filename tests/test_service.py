@@ -89,6 +89,7 @@ def test_every_fault_that_may_pass_is_asked_again() -> None:
     assert traffic.statuses == failed | {"200": 4 + 8}
     assert traffic.retried == 9
     assert traffic.failed_images == 45
+    assert traffic.broken_off == 35, "all but those refused with 503 and 429"
     assert count["seen"] == 8 + 9
     assert count["images"] == 40 + 4 * 5, "late, cut, slow and reset ones were computed too"
     assert 0 < traffic.waiting < 10

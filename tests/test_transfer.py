@@ -231,6 +231,10 @@ def test_of_a_service_no_answer_is_paid_twice(tmp_path: Path, capsys: pytest.Cap
         assert paid + server.count()["images"] == wanted
         assert found["asked_in_all"] - wanted <= 4 * 64, "in flight at the failure"
         assert found["price"] == round(2 * found["asked_in_all"] / 1000, 6)
+        bill = json.loads((out / "result.json").read_text())["bill"]
+        assert bill["transfer"] == found["asked_in_all"]
+        charged = bill["asked"] + bill["audit"] + bill["transfer"]
+        assert bill["price"] == bill["price_at_most"] == round(2 * charged / 1000, 6)
         server.change()
         assert main(["transfer", str(out), *words]) == 0
         again = json.loads((out / "transfer.json").read_text())

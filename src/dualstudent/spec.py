@@ -156,6 +156,7 @@ class Traffic:
     requests: int = 0  # sent, those asked again included
     retried: int = 0  # requests that were asked again
     failed_images: int = 0  # images in requests that failed and were asked again
+    broken_off: int = 0  # of those images, the ones that may have been answered, on a way that broke off
     sent: int = 0  # bytes
     received: int = 0  # bytes
     waiting: float = 0.0  # seconds that the run waited for answers

@@ -176,14 +176,17 @@ SERVICE = (
     ("from the journal", "from_journal"),
     ("requests", "requests"),
     ("failed images", "failed"),
+    ("of them broken off", "broken_off"),
+    ("transfer images", "transfer"),
     ("price", "price"),
 )
 
 
 def _billed(name: str, result: dict[str, Any]) -> str:
     """Return a figure of the bill that not every run has."""
-    value = result["bill"].get(name)
-    return "–" if value is None else f"{value:,}"
+    value, most = result["bill"].get(name), result["bill"].get(f"{name}_at_most")
+    more = "" if most in (None, value) else f" … {most:,}"
+    return "–" if value is None else f"{value:,}{more}"
 
 
 def percent(share: float | None) -> str:

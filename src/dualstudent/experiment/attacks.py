@@ -15,7 +15,7 @@ from dualstudent.evaluation import fitting
 from dualstudent.evaluation.transfer import Attack, better_student, transfer
 from dualstudent.experiment.again import reopen, same_target
 from dualstudent.experiment.folder import RunFolder, alone, describe_images
-from dualstudent.experiment.paying import price, purse
+from dualstudent.experiment.paying import price, purse, service
 from dualstudent.files import write_json
 from dualstudent.ledger import Account
 from dualstudent.networks import load_student
@@ -48,7 +48,7 @@ def attack_run(
     Raises UserError.
     """
     run = RunFolder(path)
-    manifest, _ = run.manifest(), run.outcome()
+    manifest, result = run.manifest(), run.outcome()
     with run.believing():
         opened = reopen({**manifest, "device": device}, place, secrets)
         same_target(opened, manifest)
@@ -70,6 +70,7 @@ def attack_run(
         if own is not None:
             proxies["the target itself"] = own
         rows = transfer(attacks, proxies, target, data, account, progress, paid.transfer)
+        result["bill"] |= service(run, manifest, paid.journal)
     found = {
         "schema_version": 1,
         "data": describe_images(data) | {"drawn": "at random, seed 0" if images else "all"},
@@ -80,6 +81,7 @@ def attack_run(
         "rows": rows,
     }
     write_json(run.path / "transfer.json", found)
+    write_json(run.result, result)
     return found
 
 

@@ -229,8 +229,7 @@ def evaluate(
     with purse(run, manifest, target) as paid:
         account = Account("audit", path=run.audit)
         answers = answers_on(run, target, data, account, paid)
-        images = result["bill"].get("asked", 0) + account.asked
-        result["bill"] |= {"audit": account.asked} | service(manifest, images, paid.journal)
+        result["bill"] |= service(run, manifest, paid.journal)
     clone = load_student(run.path)
     each = logits(clone, data, target.spec)
     figures = fidelity(each, answers, data, access=target.spec.access, ids=clone.ids)

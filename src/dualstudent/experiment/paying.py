@@ -85,19 +85,27 @@ def purse(run: RunFolder, manifest: dict[str, Any], target: Target) -> Iterator[
 
 
 def bill(
-    manifest: dict[str, Any], attack: Account, audit: Account, unique: int, journal: Journal | None
+    run: RunFolder, manifest: dict[str, Any], attack: Account, unique: int, journal: Journal | None
 ) -> dict[str, Any]:
     """Return what a run has cost; what a journal knows is null for a run without one."""
-    known = {"asked": attack.asked, "unique": unique, "asked_again": attack.asked_again, "audit": audit.asked}
-    return known | service(manifest, attack.asked + audit.asked, journal)
+    known = {"asked": attack.asked, "unique": unique, "asked_again": attack.asked_again}
+    return known | service(run, manifest, journal)
 
 
-def service(manifest: dict[str, Any], images: int, journal: Journal | None) -> dict[str, Any]:
-    """Return what a journal knows of the requests of a run, and what so many images cost."""
+def service(run: RunFolder, manifest: dict[str, Any], journal: Journal | None) -> dict[str, Any]:
+    """Return what the owner has asked, what a journal knows of the requests, and what all images cost.
+
+    At most: with those that a service may have answered on a way that broke off.
+    """
     traffic = None if journal is None else journal.traffic()
+    charged = run.charged()
+    images = sum(charged.values())
     return {
+        "audit": charged["audit"],
+        "transfer": charged["transfer"],
         "from_journal": None if journal is None else journal.replayed(),
         "failed": None if traffic is None else traffic.failed_images,
+        "broken_off": None if traffic is None else traffic.broken_off,
         "requests": None if traffic is None else traffic.requests,
         "retried": None if traffic is None else traffic.retried,
         "statuses": None if traffic is None else dict(sorted(traffic.statuses.items())),
@@ -105,6 +113,7 @@ def service(manifest: dict[str, Any], images: int, journal: Journal | None) -> d
         "bytes_received": None if traffic is None else traffic.received,
         "waiting_s": None if traffic is None else round(traffic.waiting, 3),
         "price": price(manifest, images),
+        "price_at_most": None if traffic is None else price(manifest, images + traffic.broken_off),
     }
 
 

@@ -29,7 +29,6 @@ def compose(
     run: RunFolder,
     manifest: dict[str, Any],
     attack: Account,
-    audit: Account,
     shown: Shown,
     recorder: Recorder,
     *,
@@ -64,7 +63,7 @@ def compose(
             "queries_per_s": round(attack.spent / max(recorder.wall, 1e-9), 1),
             "sessions": recorder.sessions,
         },
-        "bill": bill(manifest, attack, audit, shown.unique, journal) | {"probes": probes},
+        "bill": bill(run, manifest, attack, shown.unique, journal) | {"probes": probes},
     }
 
 

@@ -63,7 +63,7 @@ def go(
     numerics = Numerics(**manifest.get("numerics", {}))
     phases = engine.plan(method, manifest["budgets"])
     planned = sum(phase.steps * phase.cost for phase in phases)
-    outcome = partial(compose, run, manifest, attack, audit, shown, planned=planned, journal=paid.journal)
+    outcome = partial(compose, run, manifest, attack, shown, planned=planned, journal=paid.journal)
     recorder = Recorder(
         run,
         asked.spec,

@@ -159,10 +159,14 @@ class Journal:
             return self._file.execute(add, row).lastrowid or 0
 
     def sending(self, question: int, ranges: Sequence[tuple[int, int]]) -> None:
-        """Note that a request of a question is sent, with the images of (first, images) each."""
+        """Note that a request of a question is sent, first or again, with the images of (first, images) each.
+
+        What went over the wire until then is noted, too: of a request that broke off before, the bill knows.
+        """
         with self._saying(), self._quickly():
             rows = [(question, first, images) for first, images in ranges]
             self._file.executemany("INSERT INTO sent VALUES (?, ?, ?)", rows)
+            self._note()
 
     def record(
         self,

@@ -55,6 +55,7 @@ def bill(run: Run) -> list[tuple[str, str]]:
         ("Charged", _unless(count(at(result, "bill", "asked")), count(run.spent))),
         ("Asked again", count(at(result, "bill", "asked_again"))),
         ("Audit images", count(at(result, "bill", "audit"))),
+        ("Transfer images", count(at(result, "bill", "transfer") or None)),
         ("Probe images", count(at(result, "bill", "probes") or None)),
         *_service(at(result, "bill")),
         ("Wall time", f"{wall} in {sessions} sessions" if sessions > 1 and wall != NONE else wall),
@@ -70,14 +71,21 @@ def _service(bill: Any) -> list[tuple[str, str]]:
     return [
         ("From the journal", count(at(bill, "from_journal"))),
         ("Failed images", count(at(bill, "failed"))),
+        ("Broken off", count(at(bill, "broken_off") or None)),
         ("Requests", count(at(bill, "requests"))),
         ("Retried requests", count(at(bill, "retried"))),
         ("Answers by status", ", ".join(f"{_text(code)}: {count(n)}" for code, n in known) or NONE),
         ("Sent", volume(at(bill, "bytes_sent"))),
         ("Received", volume(at(bill, "bytes_received"))),
         ("Waited for answers", duration(at(bill, "waiting_s"))),
-        ("Price", figure(at(bill, "price"))),
+        ("Price", _price(at(bill, "price"), at(bill, "price_at_most"))),
     ]
+
+
+def _price(least: Any, most: Any) -> str:
+    """Return a price, or the two between which it lies."""
+    ends = [figure(least), figure(most)]
+    return " … ".join(ends) if NONE not in ends and ends[0] != ends[1] else ends[0]
 
 
 def _unless(value: str, other: str) -> str:

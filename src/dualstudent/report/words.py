@@ -51,10 +51,18 @@ MEANINGS: dict[str, str] = {
         "those that were in flight."
     ),
     "From the journal": "Answers taken from the journal after a crash, instead of asking and paying again.",
-    "Failed images": "Images in requests that failed and were sent again; some may have been answered.",
+    "Failed images": "Images in requests that failed and were sent again.",
+    "Broken off": (
+        "Of the failed images, those that the service may have answered, and charge for, on a way that broke "
+        "off: a timeout, a reset connection, a gateway that gave up (502, 504)."
+    ),
+    "Transfer images": "Images shown to the target by transferred attacks: the owner's cost, after the run.",
     "Answers by status": "How many requests ended in each HTTP status, in a timeout or a reset connection.",
     "Waited for answers": "Time in which the run could do nothing but wait for the service, all sessions.",
-    "Price": "Charged and audit images at the price per 1,000 that was given (--price), in its currency.",
+    "Price": (
+        "All images charged at the price per 1,000 that was given (--price), in its currency; at most with "
+        "those of the requests that broke off."
+    ),
     "Audit images": (
         "Test images shown to the target to judge the clone: the owner's cost, never part of the attack."
     ),

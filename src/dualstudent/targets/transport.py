@@ -28,6 +28,7 @@ from dualstudent.targets.deadline import Deadline
 
 T = TypeVar("T")
 AGAIN = (429, 502, 503, 504)  # what a service says when it may answer later
+BROKEN = ("timeout", "reset", "502", "504")  # the service may have answered, and charge for it
 LONGEST = 60.0  # seconds of a pause of our own
 PATIENCE = 3600.0  # seconds of a pause that a service may ask for
 GRACE = 5.0  # seconds that a run which is to stop waits for a question that is under way
@@ -166,14 +167,13 @@ class Transport:
     ) -> Reply:
         """Return the answer to one request (POST with content, else GET), asked again where that may help.
 
-        `sending` is called before it is first sent, after any turn that it has to wait for. Raises
+        `sending` is called whenever it is sent, after any turn that it has to wait for. Raises
         TargetError with the service's words, cleaned of secrets; Later.
         """
         gone, attempt = gone or threading.Event(), 0
         while True:
             self._turn(images, gone)
-            if not attempt:
-                sending()
+            sending()
             try:
                 return self._once(self.url.join(path), content, headers, limit)
             except _Failed as failure:
@@ -188,6 +188,7 @@ class Transport:
                 with self._lock:
                     self.traffic.retried += 1
                     self.traffic.failed_images += images
+                    self.traffic.broken_off += images if failure.status in BROKEN else 0
                 self._rest(failure, attempt, gone)
 
     def about(self, error: TargetError, body: bytes) -> TargetError:
