@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import dualstudent as ds
 from dualstudent.ledger import Account
 from dualstudent.targets import Training
-from dualstudent.targets.module import check_output
+from dualstudent.targets.module import check_output, simplex
 
 LABEL = ds.Access.LABEL
 SPEC = ds.Spec((1, 8, 8), 3)
@@ -193,3 +193,11 @@ def test_an_older_target_is_kept_until_the_new_one_is_trained(tmp_path: Path) ->
     assert (tmp_path / "t" / "target.json").read_bytes() == before
     ds.train_target("digits", "digits-cnn", tmp_path / "t", **again)
     assert (tmp_path / "t" / "target.json").read_bytes() != before
+
+
+@pytest.mark.parametrize("label", [3 * 10**9, 2**62])
+def test_a_label_beyond_all_classes_fills_no_memory(label: int) -> None:
+    raw = torch.tensor([1, label])
+    with pytest.raises(ds.TargetError, match=f"label {label}: no class is that far"):
+        simplex(raw, "labels", None)
+    assert simplex(torch.tensor([1, 5]), "labels", None).shape == (2, 6)

@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from filelock import FileLock, Timeout
 
+from dualstudent import parallel
 from dualstudent.data import Images
 from dualstudent.errors import Stopped, UserError
 from dualstudent.files import closed, read_json, write_json
@@ -194,6 +195,8 @@ def alone(command: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(command)
     def kept(*args: P.args, **kwargs: P.kwargs) -> T:
+        if parallel.rank():  # the first of several keeps it for all
+            return command(*args, **kwargs)
         place: Any = args[0] if args else kwargs["path"]
         with RunFolder(place).held():
             return command(*args, **kwargs)

@@ -19,6 +19,7 @@ from dualstudent.spec import Access, Spec
 log = logging.getLogger(__name__)
 Output = Literal["probabilities", "logits", "labels"]
 CHUNK = 256  # images a CPU is given at once: more would not be quicker, only take more memory
+ROOM = 1 << 27  # values of one-hot rows whose width a label alone decides
 CHANGED_BY_MODE = (_NormBase, _DropoutNd)
 OUTPUTS: tuple[str, ...] = get_args(Output)
 
@@ -115,6 +116,10 @@ def simplex(raw: object, output: Output, classes: int | None) -> Float[Tensor, "
         width = classes if classes is not None else int(raw.max()) + 1
         if (raw >= width).any():
             raise TargetError(f"the target returned label {int(raw.max())}, its spec has {width} classes")
+        if classes is None and len(raw) * width > ROOM:
+            raise TargetError(
+                f"the target returned label {int(raw.max())}: no class is that far; say --classes N"
+            )
         return nn.functional.one_hot(raw.long(), width).float()
     if raw.ndim == 1 and not raw.is_floating_point():
         raise TargetError("the target returned labels: say so with --output labels")
