@@ -191,7 +191,7 @@ def test_where_one_class_is_answered_to_all_frugal_looks_near_the_others() -> No
         with pytest.MonkeyPatch.context() as patch:
             if not act:
                 patch.setattr("dualstudent.methods.frugal.lopsided", lambda memory: False)
-            method = Frugal(student="digits-cnn", compute_least=200, blind=0.5)
+            method = Frugal(student="digits-cnn", compute=0.1, compute_least=128, blind=0.5)
             state = engine.run(
                 method, Bright(ds.Spec((1, 8, 8), 10)), Account("attack", 1280), budgets=[1280]
             )

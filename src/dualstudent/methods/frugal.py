@@ -131,8 +131,10 @@ class Frugal(Method[Learners]):
         """Learn some batches drawn from all that is remembered; a student that sees nothing starts afresh."""
         loss, students, losses = usual(oracle.spec), state.students, []
         share = lighter(students.arch, students.shape, self.compute * self.learnt)
-        luck = parallel.total(int(torch.randint(1000, ()))) % 1000 / 1000  # the same on all ranks
-        for _ in range(int(batches * share + luck)):
+        if share < 1:
+            luck = parallel.total(int(torch.randint(1000, ()))) % 1000 / 1000  # the same on all ranks
+            batches = int(batches * share + luck)
+        for _ in range(batches):
             x, answer = state.memory.draw(self.learnt)
             mean, logits = learn(state, loss, x, answer)
             losses.append(mean)
