@@ -47,8 +47,8 @@ def test_figures_of_the_readme_are_those_measured() -> None:
     """Each figure of the README's table is in results.json, rounded."""
     results = json.loads((ROOT / "benchmarks" / "demo" / "results.json").read_text())
     rows = re.findall(r"^\| (.+?) \| ([\d.]+) \| ([\d.]+) – ([\d.]+) \|", README, re.MULTILINE)
-    assert len(rows) == 2
-    kinds = [results[kind]["agreement"] for kind in ("soft", "hard")]
+    assert len(rows) == 3
+    kinds = [results[kind]["agreement"] for kind in ("soft", "hard", "paper")]
     for (_, median, least, most), spread in zip(rows, kinds, strict=True):
         values = (spread["median"], min(spread["values"]), max(spread["values"]))
         assert (median, least, most) == tuple(f"{100 * value:.1f}" for value in values)
