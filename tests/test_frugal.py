@@ -18,10 +18,10 @@ from dualstudent.ledger import Account
 from dualstudent.memory import Memory
 from dualstudent.methods import Frugal
 from dualstudent.methods.base import pace
-from dualstudent.methods.frugal import CHUNK, lighter
+from dualstudent.methods.frugal import CHUNK
 from dualstudent.methods.monitor import renew
 from dualstudent.methods.procedural import Learners
-from dualstudent.networks import work
+from dualstudent.networks import lighter, work
 
 
 @pytest.mark.parametrize("budget", [2, 10, 64, 100, 1000, 3000])

@@ -1,4 +1,4 @@
-"""What the peers are made of: forward differences, memory, procedural images, DCGAN; what they promise."""
+"""What the peers are made of: forward differences, memory, DCGAN; what they promise."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch import Tensor
 
 import dualstudent as ds
 from conftest import Linear
-from dualstudent import engine, methods, priors
+from dualstudent import engine, methods
 from dualstudent.ledger import Account, Shown
 from dualstudent.losses import imbalance, kl, multi_margin, spread
 from dualstudent.memory import Memory
@@ -108,32 +108,6 @@ def test_memory_rounds_to_what_it_keeps() -> None:
     assert torch.equal(memory.at(torch.arange(10))[0], x)
     with pytest.raises(ds.UserError, match="too small"):
         memory.add(torch.zeros(11, 1, 4, 4), torch.rand(11, 2))
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("images", [1, 2, 3, 64])
-@pytest.mark.parametrize("prior", [priors.procedural, priors.broad])
-def test_procedural_images_fit_any_shape(
-    prior: Callable[..., Tensor], shape: tuple[int, int, int], images: int
-) -> None:
-    torch.manual_seed(0)
-    x = prior(images, shape)
-    assert x.shape == (images, *shape)
-    assert ((x >= 0) & (x <= 1)).all()
-    assert len({tuple(row.flatten().tolist()) for row in x}) == images, "no two alike"
-
-
-@pytest.mark.parametrize("prior", [priors.procedural, priors.broad, priors.scenes, priors.nets])
-def test_procedural_images_have_structure(prior: Callable[..., Tensor]) -> None:
-    """Neighbours are alike, images are not; dark and light, flat and rich ones are among them."""
-    torch.manual_seed(0)
-    x = prior(600, (3, 32, 32), torch.device("cpu"))
-    grey = x.mean(1)
-    step = (grey[:, :, 1:] - grey[:, :, :-1]).abs().mean((1, 2))
-    apart = (grey[:, :, 16:] - grey[:, :, :16]).abs().mean((1, 2))
-    assert step.mean() < 0.45 * apart.mean()
-    assert grey.mean((1, 2)).std() > 0.15
-    assert (x.std(1).mean((1, 2)) > 0.02).float().mean() > 0.5, "many have colour"
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from dualstudent.methods.base import Method, Metrics, Phase, Rate, cosine, cut, 
 from dualstudent.methods.game import adamw, ask, learn, usual
 from dualstudent.methods.monitor import evenness, lopsided, renew
 from dualstudent.methods.procedural import Learners, inside
-from dualstudent.networks import make_students, suited, work
+from dualstudent.networks import lighter, make_students, suited
 from dualstudent.networks.ensemble import MASKED
 from dualstudent.oracle import Oracle
 from dualstudent.programs import call
@@ -23,8 +23,6 @@ from dualstudent.spec import Access, Spec
 
 CHUNK = 8  # batches learnt in a step that asks nothing
 DOUBT = 0.02  # disagreement that no image is below
-LIGHT = 2_000_000  # FLOPs of a student's pass: with more, fewer batches are learnt
-PASSES = 4  # through all answers, that are learnt at least
 
 
 @dataclass(frozen=True)
@@ -145,14 +143,3 @@ class Frugal(Method[Learners]):
             "evenness": evenness(state.memory.classes()),
             "renewed": torch.tensor(float(renew(state, logits, answer))),
         }
-
-
-@lru_cache
-def lighter(arch: str, shape: tuple[int, int, int], passes: float) -> float:
-    """Return the part of its batches that a network learns: of a larger one the same FLOPs, not more.
-
-    `passes` is how often it would see each answer with all of them: that, too, has a least. Networks of
-    others are not measured.
-    """
-    least = min(1.0, PASSES / passes) if passes else 1.0
-    return 1.0 if ":" in arch else max(least, min(1.0, LIGHT / work(arch, shape)))

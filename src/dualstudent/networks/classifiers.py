@@ -6,6 +6,7 @@ State-dict names are part of the saved format: do not rename attributes.
 
 import contextlib
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -136,6 +137,8 @@ def _at_least(shape: Shape, side: int, name: str) -> None:
         raise UserError(f"{name} needs images of at least {side}×{side}, not {shape[1]}×{shape[2]}")
 
 
+LIGHT = 2_000_000  # FLOPs of a student's pass: with more, fewer batches are learnt
+PASSES = 4  # through all answers, that are learnt at least
 _WIDE = (64, 128, 256, 512)
 ARCHITECTURES: dict[str, Callable[[Shape, int], nn.Module]] = {
     "digits-cnn": DigitsCNN,
@@ -212,6 +215,17 @@ def work(name: str, shape: Shape, classes: int = 10) -> int:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(torch.empty(1, *shape))
     return int(counter.get_total_flops())
+
+
+@lru_cache
+def lighter(arch: str, shape: tuple[int, int, int], passes: float) -> float:
+    """Return the part of its batches that a network learns: of a larger one the same FLOPs, not more.
+
+    `passes` is how often it would see each answer with all of them: that, too, has a least. Networks of
+    others are not measured.
+    """
+    least = min(1.0, PASSES / passes) if passes else 1.0
+    return 1.0 if ":" in arch else max(least, min(1.0, LIGHT / work(arch, shape)))
 
 
 def folded(network: nn.Module) -> nn.Module:

@@ -1,0 +1,37 @@
+"""Procedural images: any shape, no two alike, structure as pictures have."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from dualstudent import priors
+
+SHAPES = [(1, 8, 64), (1, 33, 8), (1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 20, 33), (4, 64, 16)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("images", [1, 2, 3, 64])
+@pytest.mark.parametrize("prior", [priors.procedural, priors.broad])
+def test_procedural_images_fit_any_shape(
+    prior: Callable[..., Tensor], shape: tuple[int, int, int], images: int
+) -> None:
+    torch.manual_seed(0)
+    x = prior(images, shape)
+    assert x.shape == (images, *shape)
+    assert ((x >= 0) & (x <= 1)).all()
+    assert len({tuple(row.flatten().tolist()) for row in x}) == images, "no two alike"
+
+
+@pytest.mark.parametrize("prior", [priors.procedural, priors.broad, priors.scenes, priors.nets])
+def test_procedural_images_have_structure(prior: Callable[..., Tensor]) -> None:
+    """Neighbours are alike, images are not; dark and light, flat and rich ones are among them."""
+    torch.manual_seed(0)
+    x = prior(600, (3, 32, 32), torch.device("cpu"))
+    grey = x.mean(1)
+    step = (grey[:, :, 1:] - grey[:, :, :-1]).abs().mean((1, 2))
+    apart = (grey[:, :, 16:] - grey[:, :, :16]).abs().mean((1, 2))
+    assert step.mean() < 0.45 * apart.mean()
+    assert grey.mean((1, 2)).std() > 0.15
+    assert (x.std(1).mean((1, 2)) > 0.02).float().mean() > 0.5, "many have colour"
