@@ -101,6 +101,17 @@ def test_figures_of_the_journals_page_are_those_measured() -> None:
         assert line in page
 
 
+def test_figures_of_the_services_page_are_those_measured() -> None:
+    found = json.loads((ROOT / "benchmarks" / "http" / "results.json").read_text())
+    services, journal = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("services", "journal"))
+    for rate in found["images_per_s"].values():
+        words = " | ".join(f"{rate[name]:,.0f}" for name in ("median", "min", "max"))
+        assert f"| {rate['n']} | {words} |" in services
+    assert f"spends {100 * found['run']['share_outside']['median']:.1f} % of its time" in services
+    plain, kept = (found["images_per_s"][name]["median"] for name in ("binary", "binary, journal"))
+    assert f"{kept:,.0f} images a second instead of {plain:,.0f}" in journal
+
+
 @pytest.mark.slow
 def test_kills_lose_nothing_over_real_sockets(tmp_path: Path) -> None:
     """kill -9 of the tool and of the server by turns, at random points, with failing requests."""
