@@ -62,7 +62,7 @@ def test_every_cell_of_the_papers_tables_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "not possible" not in done.stdout
     found = json.loads((tmp_path / "results.json").read_text())
-    assert len(found["cells"]) == 41
+    assert len(found["cells"]) == 43
     with_paper = {name.rsplit("/", 2)[0] for name, cell in found["cells"].items() if "paper" in cell}
     assert len(with_paper) == 38, "24 of DS and DFME, 8 of DFMS, classes unknown, cross-entropy, 4 ratios"
     assert len(found["attacks"]) == 8

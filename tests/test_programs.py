@@ -1,6 +1,7 @@
 """Programs captured as CUDA graphs compute what they compute uncaptured; the rest of a GPU's own ways."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,17 +9,20 @@ import torch
 import dualstudent as ds
 from dualstudent import engine
 from dualstudent.ledger import Account
+from dualstudent.methods import Method
 from dualstudent.methods.base import modules
 from dualstudent.networks import classifier, folded
 from dualstudent.numerics import Numerics
 from dualstudent.programs import Graphs, known
 from dualstudent.targets import ModuleTarget
+from test_contract import every_method, quick
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 STEPS = 30
 
 
-def weights(student: str, *, captured: bool, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+def weights(method: Method[Any], *, captured: bool, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    torch._dynamo.reset()
     torch.manual_seed(0)
     target = ModuleTarget(
         torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4)),
@@ -26,7 +30,6 @@ def weights(student: str, *, captured: bool, monkeypatch: pytest.MonkeyPatch) ->
         output="logits",
         device="cuda",
     )
-    method = ds.DualStudent(student=student, batch=32, width=8, drops=(0.5,), average=0.9, average_every=2)
     budget = STEPS * method.queries_per_step
     monkeypatch.setattr(engine, "Graphs", Graphs if captured else lambda device: None)
     state = engine.run(
@@ -46,9 +49,14 @@ def weights(student: str, *, captured: bool, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @cuda
-def test_captured_run_is_the_same_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = weights("digits-cnn", captured=True, monkeypatch=monkeypatch)
-    theirs = weights("digits-cnn", captured=False, monkeypatch=monkeypatch)
+@every_method
+def test_captured_run_is_the_same_bit_for_bit(
+    name: str, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = {"drops": (0.5,), "average": 0.9, "average_every": 2} if name == "dual-student" else {}
+    ours = weights(quick(name, preset, **more), captured=True, monkeypatch=monkeypatch)
+    theirs = weights(quick(name, preset, **more), captured=False, monkeypatch=monkeypatch)
+    assert all(value.isfinite().all() for value in ours)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
@@ -74,7 +82,8 @@ def test_networks_of_users_are_not_captured() -> None:
 @cuda
 def test_student_that_looks_at_a_value_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parent)
-    ours = weights("torch:test_programs:Looks", captured=True, monkeypatch=monkeypatch)
+    method = quick("dual-student", "paper", student="torch:test_programs:Looks")
+    ours = weights(method, captured=True, monkeypatch=monkeypatch)
     assert all(value.isfinite().all() for value in ours)
 
 

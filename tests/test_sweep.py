@@ -276,6 +276,11 @@ def test_targets_with_options_training_and_precision(write: Write, at_once: Exec
     assert manifest["data"]["split"] == "train"
     assert manifest["numerics"]["precision"] == "bf16"
     assert sweeps.state(sweeps.read_sweep(path).cells[0]) == "done"
+    record = tmp_path / "out" / "targets" / "digits" / "sweep.json"
+    older = json.loads(record.read_text())
+    del older["training"]["cutout"]
+    record.write_text(json.dumps(older))
+    assert sweeps.state(sweeps.read_sweep(path).cells[0]) == "done", "an option that has come since"
     text = path.read_text()
     for old, new, said in (
         ('"bf16"', '"fp32"', "another precision"),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import dualstudent as ds
 from dualstudent.ledger import Account
-from dualstudent.targets import Training
+from dualstudent.targets import Training, train
 from dualstudent.targets.module import check_output, simplex
 
 LABEL = ds.Access.LABEL
@@ -201,3 +201,24 @@ def test_a_label_beyond_all_classes_fills_no_memory(label: int) -> None:
     with pytest.raises(ds.TargetError, match=f"label {label}: no class is that far"):
         simplex(raw, "labels", None)
     assert simplex(torch.tensor([1, 5]), "labels", None).shape == (2, 6)
+
+
+@pytest.mark.parametrize("side", [1, 6, 7])
+def test_cutout_blanks_one_square_anywhere(side: int) -> None:
+    torch.manual_seed(0)
+    blank = (train._cut_out(torch.ones(2000, 2, 9, 12), side) == 0).all(1)
+    assert (blank.any(2).sum(1) * blank.any(1).sum(1) == blank.sum((1, 2))).all(), "a rectangle"
+    assert blank.sum((1, 2)).max() == side**2
+    assert blank.sum((1, 2)).min() >= (side // 2) ** 2, "in part outside"
+    assert blank.any(0).all()
+    assert train._cut_out(torch.ones(2, 1, 8, 8), 0).all()
+
+
+def test_training_with_cutout_is_another_training(tmp_path: Path) -> None:
+    shas = [
+        ds.train_target(
+            "digits", "digits-cnn", tmp_path / str(side), training=Training(epochs=1, cutout=side)
+        )["sha256"]
+        for side in (0, 3)
+    ]
+    assert shas[0] != shas[1]

@@ -33,6 +33,7 @@ DEFAULT, CONTINUED, MISTAKE = "cifar10/DS/soft", 3, 2
 TRAINING = 6  # minutes that a target may take: with fewer left, one is begun in the next part
 ATTACKED = 500  # test images of an attack
 TOY = {"student": "digits-cnn", "batch": 8, "width": 4, "noise_size": 8, "memory": 100, "warm": 2}
+TOY |= {"compute_least": 20, "learnt": 8}
 
 
 def main() -> int:

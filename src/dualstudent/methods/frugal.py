@@ -128,7 +128,7 @@ class Frugal(Method[Learners]):
     def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK) -> Metrics:
         """Learn some batches drawn from all that is remembered; a student that sees nothing starts afresh."""
         loss, students, losses = usual(oracle.spec), state.students, []
-        share = lighter(students.arch, students.shape, self.compute * self.learnt)
+        share = lighter(students.arch, students.shape)
         if share < 1:
             luck = parallel.total(int(torch.randint(1000, ()))) % 1000 / 1000  # the same on all ranks
             batches = int(batches * share + luck)

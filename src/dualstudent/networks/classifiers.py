@@ -138,7 +138,7 @@ def _at_least(shape: Shape, side: int, name: str) -> None:
 
 
 LIGHT = 2_000_000  # FLOPs of a student's pass: with more, fewer batches are learnt
-PASSES = 4  # through all answers, that are learnt at least
+LEAST = 1 / 16  # of their batches that a large student learns all the same
 _WIDE = (64, 128, 256, 512)
 ARCHITECTURES: dict[str, Callable[[Shape, int], nn.Module]] = {
     "digits-cnn": DigitsCNN,
@@ -218,14 +218,11 @@ def work(name: str, shape: Shape, classes: int = 10) -> int:
 
 
 @lru_cache
-def lighter(arch: str, shape: tuple[int, int, int], passes: float) -> float:
-    """Return the part of its batches that a network learns: of a larger one the same FLOPs, not more.
-
-    `passes` is how often it would see each answer with all of them: that, too, has a least. Networks of
-    others are not measured.
+def lighter(arch: str, shape: Shape) -> float:
+    """Return the part of its batches that a network learns: of a larger one the same FLOPs, but not less
+    than LEAST of them. Networks of others are not measured.
     """
-    least = min(1.0, PASSES / passes) if passes else 1.0
-    return 1.0 if ":" in arch else max(least, min(1.0, LIGHT / work(arch, shape)))
+    return 1.0 if ":" in arch else max(LEAST, min(1.0, LIGHT / work(arch, shape)))
 
 
 def folded(network: nn.Module) -> nn.Module:

@@ -81,7 +81,13 @@ def _placeless(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def _trained_otherwise(goal: Goal) -> bool:
     """Return whether a target's folder says that it was trained in another way than the sweep has it."""
     record = Path(goal.path) / RECORD
-    return goal.train is not None and record.is_file() and read_json(record) != goal.train
+    if goal.train is None or not record.is_file():
+        return False
+    known = [  # an older version's record lacks options that have come since
+        {**values, "training": {**asdict(Training()), **values["training"]}}
+        for values in (read_json(record), goal.train)
+    ]
+    return known[0] != known[1]
 
 
 def prepare(goal: Goal, data_dir: str | None) -> None:
