@@ -28,9 +28,12 @@ def test_paper_run_stops_goes_on_and_reports(tmp_path: Path) -> None:
     first = call("paper/run.py", *words, "--minutes", "0.001")
     assert first.returncode == 3, first.stderr
     assert "to be continued" in first.stdout
+    [unfinished] = json.loads((tmp_path / "results.json").read_text())["unfinished"].values()
+    assert unfinished["spent"] < 120
     second = call("paper/run.py", *words)
     assert second.returncode == 0, second.stderr
     found = json.loads((tmp_path / "results.json").read_text())
+    assert found["unfinished"] == {}
     [(name, cell)] = found["cells"].items()
     assert name == "cifar10/DS/soft/120/seed0"
     assert cell["spent"] == cell["budget"] == 120
@@ -54,7 +57,7 @@ def test_cells_are_named_by_their_parts(tmp_path: Path) -> None:
     alone = {("cifar10", f"DS 2 M, {precision}") for precision in ("bf16", "tf32", "fp32")}
     assert rows == alone | {("cifar10, classes unknown", "DS, classes unknown")}
     shown = call("paper/run.py", "--list").stdout
-    assert "cifar10/DS/soft/20000000/seed0: expected 91.34 ± 3 %, about 16 min" in shown
+    assert "cifar10/DS/soft/20000000/seed0: expected 91.34 ± 3 %, about 14 min" in shown
 
 
 def test_every_cell_of_the_papers_tables_runs(tmp_path: Path) -> None:

@@ -1,21 +1,24 @@
 """Programs captured as CUDA graphs compute what they compute uncaptured; the rest of a GPU's own ways."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import dualstudent as ds
-from dualstudent import engine
+from conftest import Linear
+from dualstudent import engine, programs
 from dualstudent.ledger import Account
 from dualstudent.methods import Method
 from dualstudent.methods.base import modules
 from dualstudent.networks import classifier, folded
 from dualstudent.numerics import Numerics
-from dualstudent.programs import Graphs, known
+from dualstudent.programs import Graphs, Program, known
 from dualstudent.targets import ModuleTarget
-from test_contract import every_method, quick
+from test_contract import every_case, every_method, quick
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 STEPS = 30
@@ -60,6 +63,58 @@ def test_captured_run_is_the_same_bit_for_bit(
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+UNCAPTURED = {  # a value looked at, one made of Python's numbers, a size that depends on values
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.lift_fresh.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.masked_select.default,
+}
+
+
+class Strict(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses what a CUDA graph cannot hold, on any device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        masks = [i for a in args if isinstance(a, (list, tuple)) for i in a if isinstance(i, torch.Tensor)]
+        assert func not in UNCAPTURED, func
+        assert all(mask.dtype != torch.bool for mask in masks), func
+        return func(*args, **(kwargs or {}))
+
+
+def strictly(name: str, program: Program, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    with Strict():  # type: ignore[no-untyped-call]
+        return program(*inputs)
+
+
+@every_case
+def test_programs_can_be_captured(
+    name: str,
+    preset: str,
+    access: ds.Access,
+    linear: Callable[..., Linear],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called: set[str] = set()
+
+    def captured(name: str, program: Program, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        called.add(name)
+        return strictly(name, program, inputs)
+
+    monkeypatch.setattr(programs, "_graphs", captured)
+    method = quick(name, preset)
+    budget = 4 * method.queries_per_step
+    engine.run(method, linear(access=access), Account("attack", budget), budgets=[budget])
+    assert "learn" in called
+
+
+@pytest.mark.parametrize(
+    "bad", [lambda x: x[x > 0], lambda x: x + torch.tensor(1.0), lambda x: x * float(x.sum())]
+)
+def test_what_cannot_be_captured_is_noticed(bad: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    with pytest.raises(AssertionError):
+        strictly("bad", lambda x: (bad(x),), (torch.ones(3),))
+
+
 class Looks(torch.nn.Module):
     """A user's student that looks at a value: it cannot be captured."""
 
@@ -82,7 +137,7 @@ def test_networks_of_users_are_not_captured() -> None:
 @cuda
 def test_student_that_looks_at_a_value_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parent)
-    method = quick("dual-student", "paper", student="torch:test_programs:Looks")
+    method = ds.DualStudent(batch=8, width=4, student="torch:test_programs:Looks")
     ours = weights(method, captured=True, monkeypatch=monkeypatch)
     assert all(value.isfinite().all() for value in ours)
 

@@ -97,7 +97,11 @@ def do(cell: Cell, targets: list[Goal], results: Path, left: Callable[[], float]
             print(f"{cell.name}: passed over: {error}", flush=True)
             return False
         print(described(cell), flush=True)
-        work(asdict(cell), lambda: left() < 0)
+        try:
+            work(asdict(cell), lambda: left() < 0)
+        except Stopped:
+            keep(results, "unfinished", cell.name, {"device": device(), **picked(cell, ["spent", "curve"])})
+            raise
     report(cell, results)
     return True
 
@@ -115,16 +119,21 @@ def trained(goal: Goal, data_dir: str | None, left: Callable[[], float]) -> None
 
 def report(cell: Cell, results: Path) -> None:
     """Write a cell into results.json, beside what the paper has."""
-    run = ds.Run(cell.path)
     names = ["budget", "spent", "seed", "labels", "target_accuracy", "accuracy", "accuracy_each"]
     names += ["agreement", "agreement_ci", "reached", "curve", "timing"]
     found = {"n": 1, "data": cell.target.name, "split": cell.target.split, "device": device()}
-    found |= {name: run.result[name] for name in names}
+    found |= picked(cell, names)
     paper = expected(cell)
     if paper is not None:
-        near = 100 * run.result["accuracy"] >= paper - EXPECTED["tolerance"]
+        near = 100 * found["accuracy"] >= paper - EXPECTED["tolerance"]
         found["paper"] = {"accuracy": paper, "tolerance": EXPECTED["tolerance"], "reached": near}
     keep(results, "cells", cell.name, found)
+
+
+def picked(cell: Cell, names: list[str]) -> dict[str, Any]:
+    """Return some values of a run's result.json."""
+    result = ds.Run(cell.path).result
+    return {name: result[name] for name in names}
 
 
 def attacks(cells: list[Cell], proxy: Goal, results: Path, left: Callable[[], float]) -> None:
@@ -154,7 +163,8 @@ def attacks(cells: list[Cell], proxy: Goal, results: Path, left: Callable[[], fl
 
 def keep(results: Path, part: str, name: str, found: dict[str, Any]) -> None:
     known = read(results) if results.exists() else {}
-    parts: dict[str, Any] = {key: known.get(key, {}) for key in ("cells", "attacks")}
+    parts: dict[str, Any] = {key: known.get(key, {}) for key in ("cells", "attacks", "unfinished")}
+    parts["unfinished"].pop(name, None)
     parts[part][name] = found
     write(results, "benchmarks/paper/command.sh", parts)
 

@@ -159,5 +159,5 @@ def climb_by_asking(
 def classes_of(students: Students, logits: Tensor) -> Tensor:
     """Return the number of classes, those seen so far where it is unknown, as a tensor."""
     if students.seen is None:
-        return torch.tensor(float(logits.shape[2]), device=logits.device)
+        return torch.full((), logits.shape[2], dtype=logits.dtype, device=logits.device)
     return (students.seen.ids >= 0).sum().clamp_min(2).to(logits.dtype)
