@@ -23,7 +23,7 @@ from dualstudent.losses import spread
 from dualstudent.methods import Frugal
 from dualstudent.methods.base import Metrics, descend
 from dualstudent.methods.frugal import CHUNK
-from dualstudent.methods.game import learn, usual
+from dualstudent.methods.game import faithful, learn, usual
 from dualstudent.methods.procedural import Learners, inside
 from dualstudent.networks import Average, Clone
 from dualstudent.oracle import Oracle
@@ -100,8 +100,18 @@ class Averaging(Frugal):
     def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK) -> Metrics:
         losses = []
         for _ in range(batches):
-            losses.append(learn(state, usual(oracle.spec), *state.memory.draw(self.learnt))[0])
+            losses.append(learn(state, faithful(oracle.spec), *state.memory.draw(self.learnt))[0])
             state.average.update(state.students)  # type: ignore[attr-defined]
+        return {"loss": torch.stack(losses).mean()}
+
+
+@dataclass(frozen=True)
+class LogitsAlone(Frugal):
+    """What is learnt of probabilities are the logits, without the cross-entropy."""
+
+    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK) -> Metrics:
+        draws = (state.memory.draw(self.learnt) for _ in range(batches))
+        losses = [learn(state, usual(oracle.spec), *drawn)[0] for drawn in draws]
         return {"loss": torch.stack(losses).mean()}
 
 
@@ -124,7 +134,7 @@ class Consistent(Frugal):
 
     def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK) -> Metrics:
         spec, losses = oracle.spec, []
-        loss = usual(spec)
+        loss = faithful(spec)
         for _ in range(batches):
             x, answer = state.memory.draw(self.learnt)
             free = inside(spec.encode(priors.broad(self.learnt, spec.shape)), spec)
@@ -156,7 +166,7 @@ class Noisy(Frugal):
         losses = []
         for _ in range(batches):
             x, answer = state.memory.draw(self.learnt)
-            losses.append(learn(state, usual(oracle.spec), x + 0.03 * torch.randn_like(x), answer)[0])
+            losses.append(learn(state, faithful(oracle.spec), x + 0.03 * torch.randn_like(x), answer)[0])
         return {"loss": torch.stack(losses).mean()}
 
 
@@ -172,12 +182,15 @@ class Doubting(Frugal):
                 doubt = spread(state.students(x)).clamp_min(1e-4).log()
             luck = -torch.log(-torch.log(torch.rand(len(x))))
             rows = (doubt + luck).topk(self.learnt).indices
-            losses.append(learn(state, usual(oracle.spec), x[rows], answer[rows])[0])
+            losses.append(learn(state, faithful(oracle.spec), x[rows], answer[rows])[0])
         return {"loss": torch.stack(losses).mean()}
 
 
 VARIANTS: dict[str, Frugal] = {
     "as it is": Frugal(student="lenet5"),
+    "logits alone: ℓ1": LogitsAlone(student="lenet5"),
+    "logits alone: ℓ1, rate 0.003": LogitsAlone(student="lenet5", rate=3e-3),
+    "rate 0.003": Frugal(student="lenet5", rate=3e-3),
     "what is chosen climbs disagreement (gradient in the image)": Climbing(student="lenet5"),
     "candidates blend answered images": Blending(student="lenet5"),
     "candidates blend answered images, all classes alike": Blending(student="lenet5", even=True),
@@ -186,7 +199,17 @@ VARIANTS: dict[str, Frugal] = {
     "students follow their mean on images not asked": Consistent(student="lenet5"),
     "noise of 0.03 on what is learnt": Noisy(student="lenet5"),
     "replay by disagreement": Doubting(student="lenet5"),
+    "half as much learning": Frugal(student="lenet5", compute_least=1500, compute=0.25),
+    "looks count for nothing": Frugal(student="lenet5", sure=0.0),
+    "disagreement counts for nothing": Frugal(student="lenet5", doubtful=0.0),
     "twice as much learning": Frugal(student="lenet5", compute_least=6000, compute=1.0),
+}
+
+
+ALONE = {  # what makes a difference for one kind of answer only
+    "label smoothing 0.1": "hard",
+    "logits alone: ℓ1": "soft",
+    "logits alone: ℓ1, rate 0.003": "soft",
 }
 
 
@@ -198,6 +221,7 @@ def main(
     queries: str = "5k",
     out: Path = Path("runs/frugal-variants"),
     data: str = "mnist",
+    results: Path = Path(__file__).parent / "variants.json",
 ) -> None:
     """Make the runs that are missing, and write what all gave."""
     torch.set_num_threads(1)
@@ -205,7 +229,7 @@ def main(
     rows: list[dict[str, Any]] = []
     for label in labels:
         for number, (name, method) in enumerate(VARIANTS.items()):
-            if (only and not any(part in name for part in only)) or (label == "soft" and "smoothing" in name):
+            if (only and not any(part in name for part in only)) or ALONE.get(name, label) != label:
                 continue
             for seed in seeds:
                 folder = out / f"{label}-{number}-{seed}"
@@ -229,7 +253,7 @@ def main(
                     {"variant": name, "labels": label, "seed": seed, "agreement": result["agreement"]}
                 )
                 print(rows[-1], flush=True)
-    write(Path(__file__).parent / "variants.json", "benchmarks/frugal/variants.py", {"rows": rows})
+    write(results, f"benchmarks/frugal/{results.stem}", {"rows": rows})
 
 
 if __name__ == "__main__":
