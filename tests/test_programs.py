@@ -16,7 +16,7 @@ from dualstudent.methods import Method
 from dualstudent.methods.base import modules
 from dualstudent.networks import classifier, folded
 from dualstudent.numerics import Numerics
-from dualstudent.programs import Graphs, Program, known
+from dualstudent.programs import WARM, Graphs, Program, known
 from dualstudent.targets import ModuleTarget
 from test_contract import every_case, every_method, quick
 
@@ -34,7 +34,13 @@ def weights(method: Method[Any], *, captured: bool, monkeypatch: pytest.MonkeyPa
         device="cuda",
     )
     budget = STEPS * method.queries_per_step
-    monkeypatch.setattr(engine, "Graphs", Graphs if captured else lambda device: None)
+    made: list[Graphs] = []
+
+    def graphs(device: str | torch.device) -> Graphs:
+        made.append(Graphs(device))
+        return made[0]
+
+    monkeypatch.setattr(engine, "Graphs", graphs if captured else lambda device: None)
     state = engine.run(
         method,
         target,
@@ -43,6 +49,8 @@ def weights(method: Method[Any], *, captured: bool, monkeypatch: pytest.MonkeyPa
         device="cuda",
         numerics=Numerics("fp32", deterministic=True, compile="on"),
     )
+    if captured and known(modules(state)):
+        assert any(program.calls > WARM for program in made[0].programs.values())
     return [
         value.clone()
         for module in modules(state)
@@ -68,6 +76,9 @@ UNCAPTURED = {  # a value looked at, one made of Python's numbers, a size that d
     torch.ops.aten.lift_fresh.default,
     torch.ops.aten.nonzero.default,
     torch.ops.aten.masked_select.default,
+    torch.ops.aten._unique2.default,
+    torch.ops.aten.bincount.default,
+    torch.ops.aten.repeat_interleave.Tensor,
 }
 
 

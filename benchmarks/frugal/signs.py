@@ -1,7 +1,7 @@
 """A task made up to choose frugal's recipe for colours and many classes: digits of MNIST on signs.
 
-Forty classes, four kinds of sign by ten digits, on any ground, in any light. Drawn without regard to GTSRB's
-images, which are not tuned on. Writes train.npz and test.npz, to be used as a data set.
+Forty classes, four kinds of sign by ten digits, on any ground, in any light: signs as roads have them, though
+no image of GTSRB was looked at for them, and none is tuned on. Writes train.npz and test.npz, a data set.
 
     python benchmarks/frugal/signs.py FOLDER
 """

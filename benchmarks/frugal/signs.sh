@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What loss and rate are worth on a made-up task of forty classes in colour: signs.json.
+# What frugal's loss, rate, amount of learning and choice are worth on a made-up task of forty classes in colour: signs.json.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${DUALSTUDENT_DATA:?set it to the folder of data sets}"
@@ -9,4 +9,5 @@ out=runs/frugal-signs
   .venv/bin/dualstudent target train --data "$out/data" --arch lenet5 --out "$out/target"
 PYTHONPATH=benchmarks .venv/bin/python benchmarks/frugal/variants.py --target "$out/target" --data "$out/data" \
   --queries 10k --labels soft --seeds 0 1 --out "$out/runs" --results benchmarks/frugal/signs.json \
+  --command benchmarks/frugal/signs.sh \
   --only "as it is" "logits alone" "rate" "half as much" "looks" "disagreement counts"

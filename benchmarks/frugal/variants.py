@@ -6,7 +6,8 @@ Each is frugal with one method replaced; what paid would have moved into it. LeN
 agreement of the final model on the test images; runs that are there already are not made again.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -222,17 +223,21 @@ def main(
     out: Path = Path("runs/frugal-variants"),
     data: str = "mnist",
     results: Path = Path(__file__).parent / "variants.json",
+    command: str = "benchmarks/frugal/variants.py",
 ) -> None:
     """Make the runs that are missing, and write what all gave."""
     torch.set_num_threads(1)
     images, opened = ds.load_data(data), ds.open_target(str(target))
     rows: list[dict[str, Any]] = []
     for label in labels:
-        for number, (name, method) in enumerate(VARIANTS.items()):
+        for name, method in VARIANTS.items():
             if (only and not any(part in name for part in only)) or ALONE.get(name, label) != label:
                 continue
             for seed in seeds:
-                folder = out / f"{label}-{number}-{seed}"
+                folder = out / label / re.sub(r"\W+", "-", name) / f"seed{seed}"
+                manifest = folder / "manifest.json"
+                if manifest.exists() and read(manifest)["recipe"] != asdict(method):
+                    raise UserError(f"{folder} was run with another recipe: delete it")
                 if not (folder / "result.json").exists():
                     budget = parse_count(queries)
                     ds.extract(
@@ -250,10 +255,16 @@ def main(
                 if not result["complete"]:
                     raise UserError(f"{folder} was stopped: delete it")
                 rows.append(
-                    {"variant": name, "labels": label, "seed": seed, "agreement": result["agreement"]}
+                    {
+                        "variant": name,
+                        "labels": label,
+                        "seed": seed,
+                        "agreement": result["agreement"],
+                        "seconds": result["timing"]["wall_s"],
+                    }
                 )
                 print(rows[-1], flush=True)
-    write(results, f"benchmarks/frugal/{results.stem}", {"rows": rows})
+    write(results, command, {"rows": rows})
 
 
 if __name__ == "__main__":

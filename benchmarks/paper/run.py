@@ -109,6 +109,7 @@ def do(cell: Cell, targets: list[Goal], results: Path, left: Callable[[], float]
 def trained(goal: Goal, data_dir: str | None, left: Callable[[], float]) -> None:
     """Train a target, unless what is left of this part does not suffice. Raises Stopped, UserError."""
     if (Path(goal.path) / "target.json").is_file():
+        prepare(goal, data_dir)  # which refuses one that was trained otherwise
         return
     if left() < TRAINING and goal.train is not None and goal.train["arch"].startswith("resnet"):
         raise Stopped(f"no time for the target {goal.name} in this part, which may take {TRAINING} minutes")

@@ -37,7 +37,7 @@ class Training:
     weight_decay: float = 5e-4
     shift: int | None = None  # random shifts by up to this many pixels; default 4 for resnet18/34
     flip: bool | None = None  # random mirror images; default for resnet18/34 on cifar10/100
-    cutout: int = 0  # side of a square at a random place that is set to zero, in pixels
+    cutout: int = 0  # side in pixels of a square at a random place that gets the mean colour
     precision: Precision = "auto"  # auto: tf32 on a GPU, fp32 on a CPU; bf16 halves the time on a GPU
 
     def __post_init__(self) -> None:
