@@ -19,7 +19,6 @@ from dualstudent.memory import Memory
 from dualstudent.methods import Frugal
 from dualstudent.methods.base import pace
 from dualstudent.methods.frugal import CHUNK
-from dualstudent.methods.game import faithful
 from dualstudent.methods.monitor import renew
 from dualstudent.methods.procedural import Learners
 from dualstudent.networks import lighter, work
@@ -264,18 +263,3 @@ def test_evaluations_spread_over_the_queries_not_over_the_learning_after() -> No
         after - after // 4,
         after,
     ]
-
-
-def test_what_students_descend_is_least_at_the_targets_answer() -> None:
-    torch.manual_seed(0)
-    answer = torch.randn(5, 4).softmax(1)
-    exact = answer.log() - answer.log().mean(1, keepdim=True)
-    loss = faithful(ds.Spec((1, 8, 8), 4))
-    least = loss(exact[None], answer)
-    torch.testing.assert_close(least, -(answer * answer.log()).sum(1)[None])
-    for _ in range(20):
-        assert (loss(exact[None] + 0.1 * torch.randn(2, 5, 4), answer) > least).all()
-    hard = faithful(ds.Spec((1, 8, 8), 4, access=ds.Access.LABEL))
-    torch.testing.assert_close(
-        hard(exact[None], answer), least, msg="labels have no logits to follow: cross-entropy alone"
-    )

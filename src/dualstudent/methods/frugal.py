@@ -12,7 +12,7 @@ from dualstudent import parallel, priors
 from dualstudent.losses import spread
 from dualstudent.memory import Memory
 from dualstudent.methods.base import Method, Metrics, Phase, Rate, cosine, cut, spend
-from dualstudent.methods.game import adamw, ask, faithful, learn
+from dualstudent.methods.game import adamw, ask, learn, usual
 from dualstudent.methods.monitor import evenness, lopsided, renew
 from dualstudent.methods.procedural import Learners, inside
 from dualstudent.networks import lighter, make_students, suited
@@ -43,7 +43,7 @@ class Frugal(Method[Learners]):
     after: float = 0.8  # share of them that are learnt after the last query
     learnt: int = 128  # images of a batch that is learnt
     memory: int = 1_000_000  # exchanges kept
-    rate: Rate = 6e-3  # learning rate of the students' AdamW
+    rate: Rate = 3e-3  # learning rate of the students' AdamW
     weight_decay: float = 0.3  # of the students' AdamW: each step takes rate × 0.3 of a weight
     max_classes: int = 1000  # size of the head where the number of classes is unknown
 
@@ -127,7 +127,7 @@ class Frugal(Method[Learners]):
 
     def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK) -> Metrics:
         """Learn some batches drawn from all that is remembered; a student that sees nothing starts afresh."""
-        loss, students, losses = faithful(oracle.spec), state.students, []
+        loss, students, losses = usual(oracle.spec), state.students, []
         share = lighter(students.arch, students.shape)
         if share < 1:
             luck = parallel.total(int(torch.randint(1000, ()))) % 1000 / 1000  # the same on all ranks

@@ -76,15 +76,6 @@ def usual(spec: Spec) -> Loss:
     return cross_entropy if spec.access == Access.LABEL else logit_distance
 
 
-def faithful(spec: Spec) -> Loss:
-    """Return the same, on probabilities with the cross-entropy added: ℓ1 tells of all classes, and is slow
-    to tell which of many matter.
-    """
-    if spec.access == Access.LABEL:
-        return cross_entropy
-    return lambda logits, answer: logit_distance(logits, answer) + cross_entropy(logits, answer)
-
-
 def told(students: Students, answer: Tensor) -> Tensor:
     """Return answers over the students' own outputs, where the number of classes is unknown."""
     return answer if students.seen is None else students.seen.learn(answer)
