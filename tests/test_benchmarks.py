@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 
@@ -87,6 +88,25 @@ def test_paper_speed_is_measured_beside_the_plain_loop(tmp_path: Path) -> None:
     assert sum(ours["parts_ms"].values()) < 20 * ours["ms"], "parts of an iteration, in the same unit"
     assert set(ours["parts_ms"]) == {"climb", "ask", "imitate"}
     assert all(ms > 0 for ms in ours["parts_ms"].values())
+
+
+def test_made_up_signs_show_their_digit_and_their_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "frugal")
+    import signs  # type: ignore[import-not-found]
+
+    kinds = torch.arange(4).repeat(50)
+    blank, full = torch.zeros(200, 1, 28, 28), torch.ones(200, 1, 28, 28)
+    drawn = []
+    for digit in (blank, full):
+        torch.manual_seed(0)
+        drawn.append(signs.signs(digit, kinds))
+    assert drawn[0].shape == (200, 3, 32, 32)
+    assert 0 <= drawn[0].min() <= drawn[0].max() <= 1
+    changed = (drawn[0] - drawn[1]).abs().mean((0, 1))
+    assert changed[12:20, 12:20].mean() > 5 * changed[:3].mean(), "a digit lies on the sign, not beside it"
+    red, blue = (drawn[0][kinds == kind][:, :, 14:18, 14:18].mean((0, 2, 3)) for kind in (0, 2))
+    assert blue[2] > 1.5 * blue[0]
+    assert abs(red[2] - red[0]) < 0.1, "white inside"
 
 
 def test_figures_of_the_journals_page_are_those_measured() -> None:

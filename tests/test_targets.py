@@ -214,6 +214,13 @@ def test_cutout_blanks_one_square_anywhere(side: int) -> None:
     assert train._cut_out(torch.ones(2, 1, 8, 8), 0).all()
 
 
+def test_a_square_as_large_as_the_image_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ds.UserError, match=r"--cutout 8: digits has images of 8×8 pixels"):
+        ds.train_target("digits", "digits-cnn", tmp_path / "t", training=Training(epochs=1, cutout=8))
+    with pytest.raises(ds.UserError, match="--cutout -1"):
+        Training(cutout=-1)
+
+
 def test_training_with_cutout_is_another_training(tmp_path: Path) -> None:
     shas = [
         ds.train_target(

@@ -82,6 +82,10 @@ def train_target(
             f" {data}/train and {data}/test, so that the target is judged on images it has not seen"
         )
     spec = Spec(train.shape, len(train.classes))
+    if training.cutout >= min(spec.shape[1:]):
+        raise UserError(
+            f"--cutout {training.cutout}: {data} has images of {spec.shape[1]}×{spec.shape[2]} pixels"
+        )
     parallel.seed_step(seed, 0, 0)
     with torch.device(device):
         network = classifier(arch, spec.shape, len(train.classes))
