@@ -1,5 +1,6 @@
 """The benchmarks' programs run: the paper's path at toy size, the yardstick on its smallest case."""
 
+import dataclasses
 import json
 import os
 import random
@@ -9,6 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+
+import dualstudent as ds
+from conftest import Linear
+from dualstudent import engine
+from dualstudent.ledger import Account
 
 ROOT = Path(__file__).parent.parent
 
@@ -172,3 +178,26 @@ def test_http_is_measured_with_and_without_a_journal(tmp_path: Path) -> None:
     assert set(found["images_per_s"]) == {"binary", "binary, journal", "json"}
     assert all(kind["median"] > 0 for kind in found["images_per_s"].values())
     assert all(0 < run["training_s"] < run["wall_s"] for run in found["run"]["each"])
+
+
+def test_every_variant_of_frugal_runs_and_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each on small images and for a few batches: it spends its budget and ends in other weights."""
+    for folder in ("", "frugal"):
+        monkeypatch.syspath_prepend(ROOT / "benchmarks" / folder)
+    import variants  # type: ignore[import-not-found]
+
+    ends: dict[tuple[str, str], float] = {}
+    for name, method in variants.VARIANTS.items():
+        for label, access in (("soft", ds.Access.PROBS), ("hard", ds.Access.LABEL)):
+            if variants.ALONE.get(name, label) != label:
+                continue
+            target = Linear(ds.Spec((1, 12, 12), 4, access=access), 4)
+            account = Account("attack", 160)
+            least = 24 if "learning" not in name else method.compute_least // 125
+            small = dataclasses.replace(method, batch=16, learnt=16, compute=0.0, compute_least=least)
+            state = engine.run(small, target, account, budgets=[160], seed=1)
+            assert account.spent == 160
+            ends[name, label] = sum(float(w.detach().abs().sum()) for w in state.clone.parameters())
+    for label in ("soft", "hard"):
+        mine = [end for key, end in ends.items() if key[1] == label]
+        assert len(set(mine)) == len(mine) > 15

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dualstudent.losses import cross_entropy, disagreement, l1, recover_logits
+from dualstudent.losses import cross_entropy, disagreement, distillation, kl, l1, recover_logits
 
 quick = settings(max_examples=60, deadline=None)
 seeds = st.integers(0, 2**32)
@@ -37,6 +37,24 @@ class TestValues:
     def test_cross_entropy_of_huge_logits_is_finite(self) -> None:
         s, label = torch.tensor([[[1e4, -1e4]]]), torch.tensor([[0.0, 1.0]])
         assert cross_entropy(s, label).item() == pytest.approx(2e4)
+
+    @quick
+    @given(seeds, st.floats(0.5, 20))
+    def test_distillation_is_kl_of_softened_logits(self, seed: int, temperature: float) -> None:
+        s, t = normal(2, 3, 4, seed=seed), normal(3, 4, seed=seed + 1)
+        assert torch.allclose(distillation(s, t, 1.0), kl(s, t.softmax(1)))
+        apart = distillation(s, t, temperature)
+        assert (apart > 0).all()
+        same = distillation(t[None] + 7, t, temperature)  # logits up to a constant
+        assert torch.allclose(same, torch.zeros_like(same), atol=1e-9)
+        again = temperature**2 * distillation(s / temperature, t / temperature, 1.0)
+        assert torch.allclose(apart, again)
+
+    def test_distillation_at_a_high_temperature_is_the_squared_distance_of_logits(self) -> None:
+        """Hinton et al. 2015, section 2.1: logits of mean zero, divided by twice the number of classes."""
+        s, t = (x - x.mean(-1, keepdim=True) for x in (normal(1, 3, 4), normal(3, 4, seed=1)))
+        squares = (s - t).square().sum(2) / 8
+        assert torch.allclose(distillation(s, t, 1000.0), squares, rtol=1e-2)
 
     def test_disagreement_of_two(self) -> None:
         s = torch.tensor([[[1.0, 2.0], [0.0, 0.0]], [[3.0, 2.0], [0.0, -4.0]]])

@@ -8,7 +8,7 @@ from summary import read, write
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent.parent / "docs" / "methods" / "frugal.md"
-BEGIN, END = "<!-- begin of what table.py writes -->", "<!-- end of what table.py writes -->"
+BEGIN, END = "<!-- begin of {} that table.py writes -->", "<!-- end of {} that table.py writes -->"
 LEVELS = (0.75, 0.80, 0.85, 0.90, 0.95)
 STUDENTS = ", LeNet-5 students"  # of the claims' rows whose students are those of frugal here
 
@@ -66,6 +66,24 @@ def place(row: dict[str, Any]) -> tuple[str, bool, int, float]:
     return row["target"], row["labels"] == "hard", row["budget"], -row["agreement"]["mean"]
 
 
+def tried(rows: list[dict[str, Any]]) -> list[str]:
+    """Return a table of what variants.py or signs.sh measured: mean agreement over seeds, in %."""
+    kinds = [kind for kind in WORDS if any(row["labels"] == kind for row in rows)]
+    lines = ["| tried | " + " | ".join(WORDS[kind] for kind in kinds) + " |", "|---" * (1 + len(kinds)) + "|"]
+    for name in dict.fromkeys(row["variant"] for row in rows):
+        found = [[r["agreement"] for r in rows if r["variant"] == name and r["labels"] == k] for k in kinds]
+        words = [f"{100 * sum(each) / len(each):.1f}" if each else "" for each in found]
+        lines.append("| " + " | ".join([name, *words]) + " |")
+    return lines
+
+
+def put(text: str, name: str, lines: list[str]) -> str:
+    """Return a page with lines between the marks of a name."""
+    begin, end = BEGIN.format(name), END.format(name)
+    before, after = text.split(begin)[0], text.split(end)[1]
+    return before + begin + "\n\n" + "\n".join(lines) + "\n\n" + end + after
+
+
 def main() -> None:
     rows = gather(HERE / "frugal.toml")
     write(HERE / "results.json", "benchmarks/frugal/command.sh", {"rows": rows})
@@ -84,9 +102,10 @@ def main() -> None:
         "",
         *halves(rows),
     ]
-    text = PAGE.read_text()
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    PAGE.write_text(before + BEGIN + "\n\n" + "\n".join(lines) + "\n\n" + END + after)
+    text = put(PAGE.read_text(), "the figures", lines)
+    for name in ("variants", "signs"):
+        text = put(text, name, tried(read(HERE / f"{name}.json")["rows"]))
+    PAGE.write_text(text)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""What was tried for frugal beside its options, one change at a time: writes variants.json.
+"""What was tried for frugal, one change at a time: writes variants.json.
 
     python benchmarks/frugal/variants.py [--only NAME …] [--labels hard] [--seeds 1] [--queries 5k]
 
-Each is frugal with one method replaced; what paid would have moved into it. LeNet-5 on MNIST, 5,000 queries,
-agreement of the final model on the test images; runs that are there already are not made again.
+Each is frugal with an option or one method replaced; what paid has moved into it. LeNet-5 on MNIST, 5,000
+queries, agreement of the final model on the test images; runs that are there already are not made again.
 """
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from torch import Tensor
 import dualstudent as ds
 from dualstudent import priors
 from dualstudent.errors import UserError
-from dualstudent.losses import cross_entropy, spread
+from dualstudent.losses import distillation, spread
 from dualstudent.methods import Frugal
 from dualstudent.methods.base import Metrics, descend
 from dualstudent.methods.frugal import CHUNK
-from dualstudent.methods.game import learn, logit_distance, usual
+from dualstudent.methods.game import learn, usual
 from dualstudent.methods.procedural import Learners, inside
 from dualstudent.networks import Average, Clone
 from dualstudent.oracle import Oracle
@@ -33,23 +33,41 @@ from dualstudent.spec import Access, Spec, parse_count
 
 @dataclass(frozen=True)
 class Climbing(Frugal):
-    """What is chosen climbs the students' disagreement: four steps along the smoothed gradient."""
+    """Where labels are answered, too, a half of what is asked climbs."""
 
     def chosen(self, state: Learners, spec: Spec, images: int, candidates: int) -> Tensor:
-        x = super().chosen(state, spec, images, candidates)
-        if candidates == 1:
-            return x
-        state.students.eval()
-        for _ in range(4):
-            x = x.detach().requires_grad_()
-            logits = state.students(x)
-            goal = (spread(logits) * logits.shape[2]).log1p() + 0.3 * logits.mean(0).std(1).log()
-            [gradient] = torch.autograd.grad(goal.sum(), x)
-            gradient = F.interpolate(F.adaptive_avg_pool2d(gradient, 7), x.shape[2:], mode="bicubic")
-            deviation = gradient.flatten(1).std(1).view(-1, 1, 1, 1).clamp_min(1e-12)
-            x = inside(x + 0.02 * gradient / deviation, spec)
-        state.students.train()
-        return x.detach()
+        return super().chosen(state, replace(spec, access=Access.PROBS), images, candidates)
+
+
+@dataclass(frozen=True)
+class Breeding(Frugal):
+    """A half of the candidates are bred from two images that were answered, of all classes alike: one
+    inside shapes of a scene on the other, or a blend, moved, turned and in another size.
+    """
+
+    def chosen(self, state: Learners, spec: Spec, images: int, candidates: int) -> Tensor:
+        if candidates == 1 or not len(state.memory):
+            return super().chosen(state, spec, images, candidates)
+        broad = priors.broad
+
+        def bred(count: int, shape: tuple[int, int, int], device: torch.device) -> Tensor:
+            half = count // 2
+            one, other = (spec.decode(state.memory.draw_even(half)[0]) for _ in range(2))
+            share = torch.rand(half, 1, 1, 1)
+            mask = priors._mask(half, shape, device)
+            child = one.lerp(other, torch.where(torch.rand(half, 1, 1, 1) < 0.5, share, mask))
+            turn, size = 0.3 * torch.randn(half), torch.exp(0.2 * torch.randn(half))
+            rows = torch.stack([turn.cos(), -turn.sin(), turn.sin(), turn.cos()], 1) * size[:, None]
+            where = torch.cat([rows.view(half, 2, 2), 0.15 * torch.randn(half, 2, 1)], 2)
+            grid = F.affine_grid(where, list(child.shape), align_corners=False)
+            child = F.grid_sample(child, grid, padding_mode="border", align_corners=False)
+            return torch.cat([broad(count - half, shape, device), child])
+
+        priors.broad = bred  # type: ignore[assignment]
+        try:
+            return super().chosen(state, spec, images, candidates)
+        finally:
+            priors.broad = broad
 
 
 @dataclass(frozen=True)
@@ -101,21 +119,20 @@ class Averaging(Frugal):
     def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK) -> Metrics:
         losses = []
         for _ in range(batches):
-            losses.append(learn(state, usual(oracle.spec), *state.memory.draw(self.learnt))[0])
+            losses.append(
+                learn(state, usual(oracle.spec, self.temperature), *state.memory.draw(self.learnt))[0]
+            )
             state.average.update(state.students)  # type: ignore[attr-defined]
         return {"loss": torch.stack(losses).mean()}
 
 
 @dataclass(frozen=True)
-class Both(Frugal):
-    """What is learnt of probabilities is told by cross-entropy beside ℓ1 of logits."""
+class Distant(Frugal):
+    """What is learnt of probabilities is the distance of logits, ℓ1, as in the paper."""
 
     def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK) -> Metrics:
-        def loss(logits: Tensor, answer: Tensor) -> Tensor:
-            return logit_distance(logits, answer) + cross_entropy(logits, answer)
-
-        draws = (state.memory.draw(self.learnt) for _ in range(batches))
-        losses = [learn(state, loss, *drawn)[0] for drawn in draws]
+        loss = usual(oracle.spec)
+        losses = [learn(state, loss, *state.memory.draw(self.learnt))[0] for _ in range(batches)]
         return {"loss": torch.stack(losses).mean()}
 
 
@@ -138,7 +155,7 @@ class Consistent(Frugal):
 
     def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK) -> Metrics:
         spec, losses = oracle.spec, []
-        loss = usual(spec)
+        loss = usual(spec, self.temperature)
         for _ in range(batches):
             x, answer = state.memory.draw(self.learnt)
             free = inside(spec.encode(priors.broad(self.learnt, spec.shape)), spec)
@@ -148,14 +165,8 @@ class Consistent(Frugal):
             for member in state.students.members:
                 logits = member(torch.cat([x, free]))
                 told, follows = logits[: len(x)], logits[len(x) :]
-                if spec.access == Access.LABEL:
-                    apart = -(mean.softmax(1) * follows.log_softmax(1)).sum(1)
-                else:
-                    apart = (
-                        (follows - follows.mean(1, keepdim=True) - mean + mean.mean(1, keepdim=True))
-                        .abs()
-                        .sum(1)
-                    )
+                heat = 1.0 if spec.access == Access.LABEL else self.temperature
+                apart = distillation(follows[None], mean, heat)
                 both.append(loss(told[None], answer).mean() + apart.mean())
             descend(state.student_descent, sum(both))  # type: ignore[arg-type]
             losses.append(torch.stack([each.detach() for each in both]).mean())
@@ -170,7 +181,9 @@ class Noisy(Frugal):
         losses = []
         for _ in range(batches):
             x, answer = state.memory.draw(self.learnt)
-            losses.append(learn(state, usual(oracle.spec), x + 0.03 * torch.randn_like(x), answer)[0])
+            losses.append(
+                learn(state, usual(oracle.spec, self.temperature), x + 0.03 * torch.randn_like(x), answer)[0]
+            )
         return {"loss": torch.stack(losses).mean()}
 
 
@@ -186,16 +199,22 @@ class Doubting(Frugal):
                 doubt = spread(state.students(x)).clamp_min(1e-4).log()
             luck = -torch.log(-torch.log(torch.rand(len(x))))
             rows = (doubt + luck).topk(self.learnt).indices
-            losses.append(learn(state, usual(oracle.spec), x[rows], answer[rows])[0])
+            losses.append(learn(state, usual(oracle.spec, self.temperature), x[rows], answer[rows])[0])
         return {"loss": torch.stack(losses).mean()}
 
 
 VARIANTS: dict[str, Frugal] = {
     "as it is": Frugal(student="lenet5"),
-    "cross-entropy beside ℓ1": Both(student="lenet5"),
-    "cross-entropy beside ℓ1, rate 0.006": Both(student="lenet5", rate=6e-3),
-    "rate 0.006": Frugal(student="lenet5", rate=6e-3),
-    "what is chosen climbs disagreement (gradient in the image)": Climbing(student="lenet5"),
+    "ℓ1 of logits": Distant(student="lenet5"),
+    "ℓ1 of logits, rate 0.003": Distant(student="lenet5", rate_soft=3e-3),
+    "temperature 1": Frugal(student="lenet5", temperature=1.0),
+    "temperature 2": Frugal(student="lenet5", temperature=2.0),
+    "rate 0.003": Frugal(student="lenet5", rate_soft=3e-3),
+    "rate 0.01": Frugal(student="lenet5", rate_soft=1e-2),
+    "rate 0.006": Frugal(student="lenet5", rate_hard=6e-3),
+    "nothing climbs": Frugal(student="lenet5", climbs=0),
+    "a half climbs": Climbing(student="lenet5"),
+    "a half of the candidates bred from answered images": Breeding(student="lenet5"),
     "candidates blend answered images": Blending(student="lenet5"),
     "candidates blend answered images, all classes alike": Blending(student="lenet5", even=True),
     "the clone is a running average of weights": Averaging(student="lenet5"),
@@ -204,16 +223,21 @@ VARIANTS: dict[str, Frugal] = {
     "noise of 0.03 on what is learnt": Noisy(student="lenet5"),
     "replay by disagreement": Doubting(student="lenet5"),
     "half as much learning": Frugal(student="lenet5", compute_least=1500, compute=0.25),
-    "looks count for nothing": Frugal(student="lenet5", sure=0.0),
-    "disagreement counts for nothing": Frugal(student="lenet5", doubtful=0.0),
     "twice as much learning": Frugal(student="lenet5", compute_least=6000, compute=1.0),
+    "half of the learning after the last query": Frugal(student="lenet5", after=0.5),
+    "decay 0.0005": Frugal(student="lenet5", weight_decay=5e-4),
+    "decay 1": Frugal(student="lenet5", weight_decay=1.0),
+    "looks count for nothing (sure 0)": Frugal(student="lenet5", sure=0.0),
+    "disagreement counts for nothing (doubtful 0)": Frugal(student="lenet5", doubtful=0.0),
+    "disagreement counts twice (doubtful 2)": Frugal(student="lenet5", doubtful=2.0),
+    "20 candidates for each that is asked": Frugal(student="lenet5", candidates=20),
+    "nothing chosen": Frugal(student="lenet5", candidates=1),
+    "4 students": Frugal(student="lenet5", students=4),
 }
-
-
 ALONE = {  # what makes a difference for one kind of answer only
-    "label smoothing 0.1": "hard",
-    "cross-entropy beside ℓ1": "soft",
-    "cross-entropy beside ℓ1, rate 0.006": "soft",
+    **dict.fromkeys(("label smoothing 0.1", "a half climbs", "rate 0.006"), "hard"),
+    **dict.fromkeys([name for name in VARIANTS if "ℓ1" in name or "temperature" in name], "soft"),
+    **dict.fromkeys(("rate 0.003", "rate 0.01", "nothing climbs"), "soft"),
 }
 
 
@@ -234,7 +258,7 @@ def main(
     rows: list[dict[str, Any]] = []
     for label in labels:
         for name, method in VARIANTS.items():
-            if (only and not any(part in name for part in only)) or ALONE.get(name, label) != label:
+            if (only and name not in only) or ALONE.get(name, label) != label:
                 continue
             for seed in seeds:
                 folder = out / label / re.sub(r"\W+", "-", name) / f"seed{seed}"

@@ -40,6 +40,13 @@ def kl(s: Float[Tensor, "s b k"], t: Float[Tensor, "b k"]) -> Float[Tensor, "s b
     return cross_entropy(s, t) - entropy
 
 
+def distillation(
+    s: Float[Tensor, "s b k"], t: Float[Tensor, "b k"], temperature: float
+) -> Float[Tensor, "s b"]:
+    """Return T² KL(softmax(t / T) ‖ softmax(s / T)), nats, of logits (Hinton et al. 2015, section 2)."""
+    return temperature**2 * kl(s / temperature, (t / temperature).softmax(1))
+
+
 def multi_margin(s: Float[Tensor, "s b k"], t: Float[Tensor, "b k"]) -> Float[Tensor, "s b"]:
     """Return the mean over classes of max(0, 1 − s_label + s_other), the label being the top of a row."""
     label = t.argmax(1)[None, :, None].expand(len(s), -1, 1)

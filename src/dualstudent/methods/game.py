@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dualstudent import parallel
-from dualstudent.losses import cross_entropy, l1, recover_logits
+from dualstudent.losses import cross_entropy, distillation, l1, recover_logits
 from dualstudent.memory import Memory
 from dualstudent.methods.base import descend
 from dualstudent.networks import Clone, Generator, Students
@@ -71,9 +71,15 @@ def logit_distance(logits: Tensor, answer: Tensor) -> Tensor:
     return l1(logits, recover_logits(answer))
 
 
-def usual(spec: Spec) -> Loss:
-    """Return what students descend: ℓ1 of logits on probabilities, cross-entropy on labels."""
-    return cross_entropy if spec.access == Access.LABEL else logit_distance
+def usual(spec: Spec, temperature: float | None = None) -> Loss:
+    """Return what students descend: cross-entropy on labels; on probabilities ℓ1 of logits, or, at a
+    temperature, distillation.
+    """
+    if spec.access == Access.LABEL:
+        return cross_entropy
+    if temperature is None:
+        return logit_distance
+    return lambda logits, answer: distillation(logits, recover_logits(answer), temperature)
 
 
 def told(students: Students, answer: Tensor) -> Tensor:
