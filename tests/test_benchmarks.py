@@ -193,7 +193,7 @@ def test_every_variant_of_frugal_runs_and_is_another(monkeypatch: pytest.MonkeyP
                 continue
             target = Linear(ds.Spec((1, 12, 12), 4, access=access), 4)
             account = Account("attack", 160)
-            least = 24 if "learning" not in name else method.compute_least // 125
+            least = method.compute_least // 125
             small = dataclasses.replace(method, batch=16, learnt=16, compute=0.0, compute_least=least)
             state = engine.run(small, target, account, budgets=[160], seed=1)
             assert account.spent == 160

@@ -23,6 +23,7 @@ from dualstudent.methods.monitor import renew
 from dualstudent.methods.procedural import Learners
 from dualstudent.methods.worth import worth
 from dualstudent.networks import lighter, work
+from dualstudent.oracle import Oracle
 
 
 @pytest.mark.parametrize("budget", [2, 10, 64, 100, 1000, 3000])
@@ -137,7 +138,7 @@ def test_where_one_class_is_answered_to_all_frugal_looks_near_the_others() -> No
     for act in (False, True):
         with pytest.MonkeyPatch.context() as patch:
             if not act:
-                patch.setattr("dualstudent.methods.frugal.lopsided", lambda memory: False)
+                patch.setattr("dualstudent.methods.frugal.nearer", lambda x, memory: x)
             method = Frugal(student="digits-cnn", compute=0.1, compute_least=128, blind=0.5)
             state = engine.run(
                 method, Bright(ds.Spec((1, 8, 8), 10)), Account("attack", 1280), budgets=[1280]
@@ -154,6 +155,34 @@ def test_larger_networks_learn_fewer_batches() -> None:
     assert lighter("resnet8", (3, 32, 32)) == pytest.approx(3.5e6 / work("resnet8", (3, 32, 32)))
     assert lighter("resnet18", (3, 32, 32)) == 1 / 16, "four times through all answers, by default"
     assert lighter("torch:some.module:factory", (3, 32, 32)) == 1
+
+
+def test_after_the_last_query_one_large_student_learns_for_all(linear: Callable[..., Linear]) -> None:
+    """Twice as many batches as two would, and it is the clone; the other stays as it was."""
+    target = linear(shape=(3, 16, 16))
+    method = Frugal(student="resnet18", batch=8, learnt=2, compute_least=1280, after=0.5)
+    state, oracle = method.init(target.spec), Oracle(target, Account("attack", 8))
+    assert len(state.clone.students) == 1
+    assert state.clone.students[0] is state.students.members[0]
+    state.memory.add(torch.rand(8, 3, 16, 16), torch.rand(8, 4).softmax(1))
+    before = [[w.clone() for w in member.parameters()] for member in state.students.members]
+    counts = [0, 0]
+    for index, member in enumerate(state.students.members):
+        member.register_forward_pre_hook(lambda *_, at=index: counts.__setitem__(at, counts[at] + 1))
+    method.learn(state, oracle, 64)
+    assert counts == [4, 4] or counts == [5, 5], "a sixteenth of them"
+    moved = [w.clone() for w in state.students.members[1].parameters()]
+    assert not all(torch.equal(a, b) for a, b in zip(moved, before[1], strict=True))
+    [after] = [phase for phase in method.phases(8) if phase.name == "after"]
+    counts[:] = [0, 0]
+    for _ in range(4):
+        after.step(state, oracle)
+    assert 4 * CHUNK / 16 * 2 - 2 <= counts[0] <= 4 * CHUNK / 16 * 2 + 2
+    assert counts[1] == 0
+    assert all(torch.equal(a, b) for a, b in zip(moved, state.students.members[1].parameters(), strict=True))
+    assert {id(w) for w in state.students.members[0].parameters()} <= {
+        id(w) for group in state.student_descent.param_groups for w in group["params"]
+    }
 
 
 @pytest.mark.parametrize(

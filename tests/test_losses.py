@@ -47,8 +47,14 @@ class TestValues:
         assert (apart > 0).all()
         same = distillation(t[None] + 7, t, temperature)  # logits up to a constant
         assert torch.allclose(same, torch.zeros_like(same), atol=1e-9)
-        again = temperature**2 * distillation(s / temperature, t / temperature, 1.0)
-        assert torch.allclose(apart, again)
+
+    def test_distillation_of_probabilities_that_are_zero_is_finite(self) -> None:
+        answer = torch.tensor([[1.0, 0, 0, 0], [0.5, 0.5, 0, 0]])
+        s = torch.zeros(1, 2, 4, requires_grad=True)
+        distillation(s, recover_logits(answer), 4.0).sum().backward()  # type: ignore[no-untyped-call]
+        wanted = 4 * (torch.tensor([0.25] * 4) - answer)  # T (softmax(s / T) − softmax(t / T))
+        assert s.grad is not None
+        assert torch.allclose(s.grad[0], wanted, atol=1e-6)
 
     def test_distillation_at_a_high_temperature_is_the_squared_distance_of_logits(self) -> None:
         """Hinton et al. 2015, section 2.1: logits of mean zero, divided by twice the number of classes."""

@@ -256,6 +256,10 @@ def main(
     torch.set_num_threads(1)
     images, opened = ds.load_data(data), ds.open_target(str(target))
     rows: list[dict[str, Any]] = []
+    if missing := set(only) - set(VARIANTS):
+        raise SystemExit(f"no variant {', '.join(missing)}: {', '.join(VARIANTS)}")
+    if only and results == Path(__file__).parent / "variants.json":
+        raise SystemExit("--only is not all of variants.json: name another file with --results")
     for label in labels:
         for name, method in VARIANTS.items():
             if (only and name not in only) or ALONE.get(name, label) != label:

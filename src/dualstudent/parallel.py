@@ -82,6 +82,12 @@ def total(number: int) -> int:
     return int(value)
 
 
+def whole(number: float) -> int:
+    """Return a number rounded up or down by chance, its mean in the long run; the same on all ranks."""
+    luck = total(int(torch.randint(1000, ()))) % 1000 / 1000
+    return int(number + luck)
+
+
 def meet() -> None:
     """Wait until all ranks are here."""
     if world() > 1:

@@ -104,7 +104,8 @@ class Method(ABC, Generic[S]):
     def plausible(self) -> None:
         """Raise UserError for values that no recipe can mean, in fields that several methods have."""
         values = {
-            name: getattr(self, name, None) for name in (*_SHARES, *_BELOW_ONE, *_POSITIVE, "diversity")
+            name: getattr(self, name, None)
+            for name in (*_SHARES, *_BELOW_ONE, *_POSITIVE, *_MOST, "diversity")
         }
         for name, value in values.items():
             if value is None:
@@ -117,11 +118,14 @@ class Method(ABC, Generic[S]):
                 raise UserError(f"--{flag} {value:g}: it must be at least 0 and {most}")
             if name in _POSITIVE and not 0 < value < math.inf:
                 raise UserError(f"--{flag} {value:g}: it must be above 0 and finite")
+            if name in _MOST and not value <= _MOST[name]:
+                raise UserError(f"--{flag} {value:g}: it must be at most {_MOST[name]}")
             if name == "diversity" and not 0 <= value < math.inf:
                 raise UserError(f"--{flag} {value:g}: it must be at least 0 and finite")
 
 
 _SHARES, _POSITIVE = ("drops", "grey"), ("radius",)
+_MOST = {"temperature": 100, "stride": 1}  # above, float32 has lost what is learnt; the range of pixels
 _BELOW_ONE = ("momentum", "average", "first", "blind", "after")
 
 

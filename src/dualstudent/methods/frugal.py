@@ -10,14 +10,13 @@ from torch import Tensor
 
 from dualstudent import parallel, priors
 from dualstudent.memory import Memory
-from dualstudent.methods.base import Method, Metrics, Phase, cosine, cut, frozen, spend
-from dualstudent.methods.game import adamw, ask, learn, usual
-from dualstudent.methods.monitor import evenness, lopsided, renew
+from dualstudent.methods.base import Method, Metrics, Phase, cosine, cut, spend
+from dualstudent.methods.game import Pupils, adamw, ask, learn, usual
+from dualstudent.methods.monitor import evenness, nearer, renew
 from dualstudent.methods.procedural import Learners, inside
-from dualstudent.methods.worth import drawn, uphill, worth
+from dualstudent.methods.worth import best, climbed, worth
 from dualstudent.networks import lighter, make_students, suited
 from dualstudent.oracle import Oracle
-from dualstudent.programs import call
 from dualstudent.spec import Access, Spec
 
 CHUNK = 8  # batches learnt in a step that asks nothing
@@ -30,13 +29,13 @@ class Frugal(Method[Learners]):
     """
 
     student: str = "auto"  # architecture, or torch:package.module:factory; auto: by the images' shape
-    students: int = 2  # that disagree; their mean is the clone
+    students: int = 2  # that disagree; their mean is the clone, or, above 3.5 MFLOP, the first
     batch: int = 64  # images asked in a step
-    candidates: int = 6  # procedural images for each that is asked; a half of them where students are large
+    candidates: int = 6  # procedural images for each that is asked; students above 3.5 MFLOP: a half of them
     blind: float = 0.1  # share of the budget asked as it comes, before the students can choose
     sure: float = 2.0  # weight of looking like a class: power of the spread of the mean logits
     doubtful: float = 1.0  # weight of the students' disagreement: power of its sum over classes
-    climbs: int = 3  # steps uphill of a half of what is asked, on probabilities: labels gain nothing
+    climbs: int = 3  # steps uphill of a half of what is asked, where all probabilities are answered
     stride: float = 0.01  # root mean square of such a step, in the range of pixels
     compute: float = 0.5  # batches that each student learns, for each query; a large one fewer
     compute_least: int = 3000  # batches that each student learns at least; a large one fewer
@@ -69,6 +68,8 @@ class Frugal(Method[Learners]):
         """Return fresh students and an empty memory."""
         arch = suited(spec.shape) if self.student == "auto" else self.student
         students = make_students(spec, arch, self.students, self.max_classes)
+        if lighter(arch, spec.shape) < 1:
+            students.judged = 1  # it learns more than several could
         rate = self.rate_hard if spec.access == Access.LABEL else self.rate_soft
         return Learners(students, adamw(students, rate, self.weight_decay), Memory(self.memory, spec))
 
@@ -81,15 +82,14 @@ class Frugal(Method[Learners]):
         turn = 1 - self.after if later else 1.0
         rates = cut(cosine, 0.0, turn)
         blind = max(0, min(int(self.blind * budget) - done, left - 2 * parallel.world()) // self.batch)
-        chosen = done + blind * self.batch
-        step = partial(self.iterate, batches=between)
+        chosen, step = done + blind * self.batch, partial(self.iterate, batches=between)
         plan = spend(step, budget, chosen, batch=self.batch, batches=1, schedule=rates)
         if blind:
-            as_it_comes = partial(self.iterate, sizes=[self.batch], batches=between, blind=True)
             part = cut(rates, done / budget, chosen / budget)
-            plan.insert(0, Phase("blind", as_it_comes, blind, self.batch, part))
+            first = partial(step, sizes=[self.batch], blind=True)
+            plan.insert(0, Phase("blind", first, blind, self.batch, part))
         if later:
-            plan.append(Phase("after", self.learn, later, 0, cut(cosine, turn, 1.0)))
+            plan.append(Phase("after", partial(self.learn, last=True), later, 0, cut(cosine, turn, 1.0)))
         return plan
 
     def iterate(
@@ -102,49 +102,41 @@ class Frugal(Method[Learners]):
         return self.learn(state, oracle, batches)
 
     def chosen(self, state: Learners, spec: Spec, images: int, candidates: int) -> Tensor:
-        """Return this rank's share of the images to ask, drawn from so many for each by what they promise."""
+        """Return this rank's share of the images to ask: of so many for each those that promise most."""
         share, device = parallel.shard(images), next(state.students.parameters()).device
-        large = lighter(state.students.arch, state.students.shape) < 1
-        candidates = -(-candidates // (1 + large)) if len(state.memory) else 1  # nothing is known at first
+        if lighter(state.students.arch, state.students.shape) < 1:
+            candidates = min(candidates, max(2, candidates // 2))
+        candidates = candidates if len(state.memory) else 1  # nothing is known at first
         x = inside(spec.encode(priors.broad(share * candidates, spec.shape, device)), spec)
         if candidates == 1:
             return x
-        if lopsided(state.memory):  # look near what was answered otherwise
-            other, _ = state.memory.draw_even(len(x[::2]))
-            x[::2] = x[::2].lerp(other.to(x.dtype), torch.rand_like(other[:, :1, :1, :1]))
-
-        def promise(x: Tensor, classes: Tensor) -> tuple[Tensor]:
-            return (worth(state.students(x), classes, self.sure, self.doubtful),)
-
-        def climb(x: Tensor, classes: Tensor) -> tuple[Tensor]:
-            return (uphill(lambda x: promise(x, classes)[0], x, self.stride, spec),)
-
+        x = nearer(x, state.memory)
         state.students.eval()
-        classes = state.memory.classes()
-        with torch.no_grad():
-            [promised] = call("promise", promise, x, classes)
-        x = x[drawn(promised, share)]
-        with frozen(state.students):
-            for _ in range(self.climbs if spec.access == Access.PROBS else 0):
-                [x[::2]] = call("climb", climb, x[::2], classes)
+        classes, value = state.memory.classes(), partial(worth, sure=self.sure, doubtful=self.doubtful)
+        x = best(state.students, value, x, classes, share)
+        half = x[::2].contiguous()  # as a captured program keeps it
+        for _ in range(self.climbs if spec.access == Access.PROBS else 0):
+            half = climbed(state.students, value, half, classes, self.stride, spec)
+        x[::2] = half
         state.students.train()
         return x
 
-    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK) -> Metrics:
+    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK, last: bool = False) -> Metrics:
         """Learn some batches drawn from all that is remembered; a student that sees nothing starts afresh."""
         loss, students, losses = usual(oracle.spec, self.temperature), state.students, []
         share = lighter(students.arch, students.shape)
         if share < 1:
-            luck = parallel.total(int(torch.randint(1000, ()))) % 1000 / 1000  # the same on all ranks
-            batches = int(batches * share + luck)
+            batches = parallel.whole(batches * share * (self.students if last else 1))
+            students = students.alone() if last else students
+        pupils = Pupils(students, state.student_descent)
         for _ in range(batches):
             x, answer = state.memory.draw(self.learnt)
-            mean, logits = learn(state, loss, x, answer)
+            mean, logits = learn(pupils, loss, x, answer)
             losses.append(mean)
         if not losses:
             return {}
         return {
             "loss": torch.stack(losses).mean(),
             "evenness": evenness(state.memory.classes()),
-            "renewed": torch.tensor(float(renew(state, logits, answer))),
+            "renewed": torch.tensor(float(renew(pupils, logits, answer))),
         }

@@ -103,7 +103,7 @@ def learn(players: Pupils, loss: Loss, x: Tensor, answer: Tensor) -> tuple[Tenso
         logits, each = (torch.cat(parts) for parts in zip(*seen, strict=True))
         return each.mean(), logits
 
-    mean, logits = call("learn", program, x, answer)
+    mean, logits = call(f"learn {len(players.students.members)}", program, x, answer)
     return mean, logits
 
 

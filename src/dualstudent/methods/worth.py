@@ -3,14 +3,18 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from dualstudent.losses import spread
+from dualstudent.methods.base import frozen
 from dualstudent.methods.procedural import inside
+from dualstudent.networks import Students
 from dualstudent.networks.ensemble import MASKED
+from dualstudent.programs import call
 from dualstudent.spec import Spec
 
+Worth = Callable[[Tensor, Tensor], Tensor]  # logits (s, b, k), answers of each class (k) -> (b)
 DOUBT = 0.02  # disagreement that no image is below
 
 
@@ -30,19 +34,38 @@ def worth(
     return sure / 2 * clear.clamp_min(1e-6).log() + doubtful * doubt.log() + rare.log()
 
 
-def drawn(worth: Float[Tensor, "b"], images: int) -> Int[Tensor, "n"]:
-    """Return so many rows, drawn with chances in proportion to exp(worth), none twice (Gumbel's trick)."""
-    luck = -torch.log(-torch.log(torch.rand(len(worth), device=worth.device)))
-    return (worth + luck).topk(images).indices
+def best(
+    students: Students, worth: Worth, x: Float[Tensor, "b c h w"], classes: Float[Tensor, "k"], images: int
+) -> Float[Tensor, "n c h w"]:
+    """Return so many images, drawn with chances in proportion to exp(worth), none twice (Gumbel's trick)."""
+
+    def program(x: Tensor, classes: Tensor) -> tuple[Tensor]:
+        return (worth(students(x), classes),)
+
+    with torch.no_grad():
+        [promised] = call("promise", program, x, classes)
+    luck = -torch.log(-torch.log(torch.rand(len(x), device=x.device)))
+    return x[(promised + luck).topk(images).indices]
 
 
-def uphill(
-    worth: Callable[[Tensor], Tensor], x: Float[Tensor, "b c h w"], stride: float, spec: Spec
+def climbed(
+    students: Students,
+    worth: Worth,
+    x: Float[Tensor, "b c h w"],
+    classes: Float[Tensor, "k"],
+    stride: float,
+    spec: Spec,
 ) -> Float[Tensor, "b c h w"]:
-    """Return images a step up the gradient of their worth, `stride` long: root mean square, of the range."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        [slope] = torch.autograd.grad(worth(x).sum(), x)
-    steep = slope.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)
-    low, high = spec.bounds
-    return inside(x.detach() + stride * (high - low) * slope / steep, spec)
+    """Return images a step up the gradient of their worth: `stride`, root mean square, of the range."""
+
+    def program(x: Tensor, classes: Tensor) -> tuple[Tensor]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            [slope] = torch.autograd.grad(worth(students(x), classes).sum(), x)
+        steep = slope.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)
+        low, high = spec.bounds
+        return (inside(x.detach() + stride * (high - low) * slope / steep, spec),)
+
+    with frozen(students):
+        [x] = call("climb", program, x, classes)
+    return x
