@@ -29,9 +29,9 @@ class Frugal(Method[Learners]):
     """
 
     student: str = "auto"  # architecture, or torch:package.module:factory; auto: by the images' shape
-    students: int = 2  # that disagree; their mean is the clone, or, above 3.5 MFLOP, the first
+    students: int = 2  # that disagree; their mean is the clone, or, above 5 MFLOP, the first
     batch: int = 64  # images asked in a step
-    candidates: int = 6  # procedural images for each that is asked; students above 3.5 MFLOP: a half of them
+    candidates: int = 6  # procedural images for each that is asked; students above 5 MFLOP: a half of them
     blind: float = 0.1  # share of the budget asked as it comes, before the students can choose
     sure: float = 2.0  # weight of looking like a class: power of the spread of the mean logits
     doubtful: float = 1.0  # weight of the students' disagreement: power of its sum over classes
