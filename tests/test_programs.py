@@ -118,7 +118,7 @@ def test_programs_can_be_captured(
     budget = 4 * method.queries_per_step
     engine.run(method, linear(access=access), Account("attack", budget), budgets=[budget])
     assert any(name.startswith("learn") for name in called)
-    assert ("climb" in called) == (name == "frugal" and access == ds.Access.PROBS)
+    assert ("uphill" in called) == (name == "frugal" and access == ds.Access.PROBS)
 
 
 @pytest.mark.parametrize(

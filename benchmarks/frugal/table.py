@@ -104,7 +104,8 @@ def main() -> None:
     ]
     text = put(PAGE.read_text(), "the figures", lines)
     for name in ("variants", "signs"):
-        text = put(text, name, tried(read(HERE / f"{name}.json")["rows"]))
+        if (HERE / f"{name}.json").exists():
+            text = put(text, name, tried(read(HERE / f"{name}.json")["rows"]))
     PAGE.write_text(text)
 
 

@@ -116,7 +116,7 @@ class Averaging(Frugal):
             state.students, state.student_descent, state.memory, Average(state.students, 0.99, 10)
         )
 
-    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK) -> Metrics:
+    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK, last: bool = False) -> Metrics:
         losses = []
         for _ in range(batches):
             losses.append(
@@ -130,7 +130,7 @@ class Averaging(Frugal):
 class Distant(Frugal):
     """What is learnt of probabilities is the distance of logits, ℓ1, as in the paper."""
 
-    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK) -> Metrics:
+    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK, last: bool = False) -> Metrics:
         loss = usual(oracle.spec)
         losses = [learn(state, loss, *state.memory.draw(self.learnt))[0] for _ in range(batches)]
         return {"loss": torch.stack(losses).mean()}
@@ -140,7 +140,7 @@ class Distant(Frugal):
 class Smoothing(Frugal):
     """A tenth of each label is spread over all classes."""
 
-    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK) -> Metrics:
+    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK, last: bool = False) -> Metrics:
         def loss(logits: Tensor, answer: Tensor) -> Tensor:
             smooth = 0.9 * answer + 0.1 / answer.shape[1]
             return -(smooth * logits.log_softmax(2)).sum(2)
@@ -153,7 +153,7 @@ class Smoothing(Frugal):
 class Consistent(Frugal):
     """On as many images that are not asked each student follows the mean of all."""
 
-    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK) -> Metrics:
+    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK, last: bool = False) -> Metrics:
         spec, losses = oracle.spec, []
         loss = usual(spec, self.temperature)
         for _ in range(batches):
@@ -177,7 +177,7 @@ class Consistent(Frugal):
 class Noisy(Frugal):
     """What is learnt again is learnt with a little noise."""
 
-    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK) -> Metrics:
+    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK, last: bool = False) -> Metrics:
         losses = []
         for _ in range(batches):
             x, answer = state.memory.draw(self.learnt)
@@ -191,7 +191,7 @@ class Noisy(Frugal):
 class Doubting(Frugal):
     """Of twice as many remembered, those are learnt on which the students disagree."""
 
-    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK) -> Metrics:
+    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK, last: bool = False) -> Metrics:
         losses = []
         for _ in range(batches):
             x, answer = state.memory.draw(2 * self.learnt)

@@ -67,5 +67,5 @@ def climbed(
         return (inside(x.detach() + stride * (high - low) * slope / steep, spec),)
 
     with frozen(students):
-        [x] = call("climb", program, x, classes)
+        [x] = call("uphill", program, x, classes)
     return x
