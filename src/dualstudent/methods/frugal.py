@@ -68,7 +68,7 @@ class Frugal(Method[Learners]):
         """Return fresh students and an empty memory."""
         arch = suited(spec.shape) if self.student == "auto" else self.student
         students = make_students(spec, arch, self.students, self.max_classes)
-        if lighter(arch, spec.shape) < 1:
+        if self.after and lighter(arch, spec.shape) < 1:
             students.judged = 1  # it learns more than several could
         rate = self.rate_hard if spec.access == Access.LABEL else self.rate_soft
         return Learners(students, adamw(students, rate, self.weight_decay), Memory(self.memory, spec))

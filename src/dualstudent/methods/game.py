@@ -32,7 +32,7 @@ class Pupils:
 
     @property
     def clone(self) -> Clone:
-        """The mean of the students."""
+        """The mean of the students that are judged."""
         return Clone(self.students)
 
 
