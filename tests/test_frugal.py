@@ -11,7 +11,7 @@ from torch import Tensor
 
 import dualstudent as ds
 from conftest import Linear
-from dualstudent import engine
+from dualstudent import engine, parallel
 from dualstudent.cli import main
 from dualstudent.experiment.recorder import evaluation_steps
 from dualstudent.ledger import Account
@@ -148,6 +148,14 @@ def test_where_one_class_is_answered_to_all_frugal_looks_near_the_others() -> No
     print(shares)
     assert shares[0] < 0.1
     assert shares[1] > 1.5 * shares[0]
+
+
+def test_parts_of_a_batch_are_learnt_in_the_long_run() -> None:
+    torch.manual_seed(0)
+    drawn = [parallel.whole(2.3) for _ in range(2000)]
+    assert set(drawn) == {2, 3}
+    assert sum(drawn) / 2000 == pytest.approx(2.3, abs=0.05)
+    assert {parallel.whole(4.0) for _ in range(50)} == {4}
 
 
 def test_larger_networks_learn_fewer_batches() -> None:
