@@ -7,6 +7,8 @@ queries, agreement of the final model on the test images; runs that are there al
 """
 
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,17 @@ from dualstudent.methods.procedural import Learners, inside
 from dualstudent.networks import Average, Clone
 from dualstudent.oracle import Oracle
 from dualstudent.spec import Access, Spec, parse_count
+
+
+@contextmanager
+def drawing(prior: Callable[..., Tensor]) -> Iterator[None]:
+    """Let candidates come from another prior."""
+    broad = priors.broad
+    priors.broad = prior  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        priors.broad = broad
 
 
 @dataclass(frozen=True)
@@ -63,11 +76,8 @@ class Breeding(Frugal):
             child = F.grid_sample(child, grid, padding_mode="border", align_corners=False)
             return torch.cat([broad(count - half, shape, device), child])
 
-        priors.broad = bred  # type: ignore[assignment]
-        try:
+        with drawing(bred):
             return super().chosen(state, spec, images, candidates)
-        finally:
-            priors.broad = broad
 
 
 @dataclass(frozen=True)
@@ -88,11 +98,8 @@ class Blending(Frugal):
             part.copy_(pair[0].lerp(pair[1], torch.rand(len(part), 1, 1, 1)))
             return x
 
-        priors.broad = blended  # type: ignore[assignment]
-        try:
+        with drawing(blended):
             return super().chosen(state, spec, images, candidates)
-        finally:
-            priors.broad = broad
 
 
 @dataclass
