@@ -12,18 +12,21 @@ from torch import Tensor
 import dualstudent as ds
 from conftest import Linear
 from dualstudent import engine, parallel
+from dualstudent.checkpoint import Snapshots
 from dualstudent.cli import main
+from dualstudent.errors import Stopped
 from dualstudent.experiment.recorder import evaluation_steps
 from dualstudent.ledger import Account
 from dualstudent.memory import Memory
 from dualstudent.methods import Frugal
 from dualstudent.methods.base import pace
 from dualstudent.methods.frugal import CHUNK
+from dualstudent.methods.learners import Learners, Scouts
 from dualstudent.methods.monitor import renew
-from dualstudent.methods.procedural import Learners
 from dualstudent.methods.worth import worth
 from dualstudent.networks import lighter, work
 from dualstudent.oracle import Oracle
+from test_contract import same
 
 
 @pytest.mark.parametrize("budget", [2, 10, 64, 100, 1000, 3000])
@@ -161,37 +164,54 @@ def test_parts_of_a_batch_are_learnt_in_the_long_run() -> None:
 def test_larger_networks_learn_fewer_batches() -> None:
     assert lighter("lenet5", (1, 28, 28)) == 1
     assert lighter("resnet8", (3, 32, 32)) == pytest.approx(5e6 / work("resnet8", (3, 32, 32)))
-    assert lighter("resnet18", (3, 32, 32)) == 1 / 16, "four times through all answers, by default"
+    assert lighter("resnet18", (3, 32, 32)) == 1 / 16, "six times through all answers for two, by default"
     assert lighter("torch:some.module:factory", (3, 32, 32)) == 1
 
 
-def test_after_the_last_query_one_large_student_learns_for_all(linear: Callable[..., Linear]) -> None:
-    """Twice as many batches as two would, and it is the clone; the other stays as it was."""
+def test_light_networks_choose_what_a_large_student_learns(linear: Callable[..., Linear]) -> None:
+    """It learns alone after the last query, as many batches as all would have, and is the clone."""
     target = linear(shape=(3, 16, 16))
     method = Frugal(student="resnet18", batch=8, learnt=2, compute_least=1280, after=0.5)
     state, oracle = method.init(target.spec), Oracle(target, Account("attack", 8))
-    assert len(state.clone.students) == 1
-    assert state.clone.students[0] is state.students.members[0]
+    assert isinstance(state, Scouts)
+    assert state.clone.arch == state.students.arch == "lenet5", "nothing has been learnt by the other yet"
     state.memory.add(torch.rand(8, 3, 16, 16), torch.rand(8, 4).softmax(1))
-    before = [[w.clone() for w in member.parameters()] for member in state.students.members]
-    counts = [0, 0]
-    for index, member in enumerate(state.students.members):
-        member.register_forward_pre_hook(lambda *_, at=index: counts.__setitem__(at, counts[at] + 1))
+    counts = {"scout": 0, "heir": 0}
+    for name, member in (("scout", state.students.members[0]), ("heir", state.heir.members[0])):
+        member.register_forward_pre_hook(lambda *_, at=name: counts.update({at: counts[at] + 1}))
     method.learn(state, oracle, 64)
-    assert counts == [4, 4], "a sixteenth of them"
-    before[0] = [w.clone() for w in state.students.members[0].parameters()]
-    moved = [w.clone() for w in state.students.members[1].parameters()]
-    assert not all(torch.equal(a, b) for a, b in zip(moved, before[1], strict=True))
+    assert counts == {"scout": 64, "heir": 0}
     [after] = [phase for phase in method.phases(8) if phase.name == "after"]
-    counts[:] = [0, 0]
     for _ in range(4):
         after.step(state, oracle)
-    assert counts == [4 * CHUNK // 16 * 2, 0]
-    assert state.students.alone().members[0] is state.students.members[0]
-    kept = zip(before[0], state.students.members[0].parameters(), strict=True)
-    assert not all(torch.equal(a, b) for a, b in kept)
-    assert all(torch.equal(a, b) for a, b in zip(moved, state.students.members[1].parameters(), strict=True))
-    assert len(Frugal(student="resnet18", after=0.0).init(target.spec).clone.students) == 2
+    assert counts == {"scout": 64, "heir": 4 * CHUNK // 16 * 2}, "a sixteenth of them, for two"
+    assert state.clone.arch == "resnet18"
+    assert list(state.clone.students) == list(state.heir.members)
+    both = Frugal(student="resnet18", scout="resnet18").init(target.spec)
+    assert len(both.clone.students) == 2, "who asks for it has the large ones choose"
+
+
+@pytest.mark.parametrize("access", [ds.Access.PROBS, ds.Access.LABEL])
+@pytest.mark.parametrize("stop_at", [2, 8])
+def test_a_stopped_run_of_scouts_goes_on_bit_for_bit(
+    access: ds.Access, stop_at: int, linear: Callable[..., Linear], tmp_path: Path
+) -> None:
+    """Stopped while it asks, and while it learns what was asked; the number of classes is unknown."""
+    classes = None if access == ds.Access.LABEL else 4
+    method = Frugal(student="digits-cnn", scout="resnet8", batch=8, learnt=8, compute_least=64, max_classes=6)
+    target, options = linear(access=access, classes=classes), {"budgets": [40]}
+    whole = engine.run(method, target, Account("attack", 40), **options)  # type: ignore[arg-type]
+    assert whole.clone.arch == "digits-cnn"
+    account, snapshots = Account("attack", 40), Snapshots(tmp_path / "s.pt", "x", 1e9)
+    with pytest.raises(Stopped):
+        engine.run(
+            method, target, account, budgets=[40], snapshots=snapshots, watch=lambda m: m.step == stop_at
+        )
+    resumed = engine.run(method, target, account, budgets=[40], snapshots=snapshots)
+    assert same(whole, resumed)
+    x = torch.rand(4, 1, 8, 8)
+    with torch.no_grad():
+        assert (whole.clone.eval()(x)[:, 4:] < -1000).all(), "classes that were never seen"
 
 
 @pytest.mark.parametrize(
@@ -199,7 +219,9 @@ def test_after_the_last_query_one_large_student_learns_for_all(linear: Callable[
     [((1, 8, 8), "digits-cnn"), ((1, 28, 20), "lenet5"), ((3, 32, 32), "resnet8"), ((1, 64, 64), "resnet8")],
 )
 def test_a_student_suits_the_images(shape: tuple[int, int, int], arch: str) -> None:
-    assert Frugal().init(ds.Spec(shape, 10)).students.arch == arch
+    state = Frugal().init(ds.Spec(shape, 10))
+    assert state.last.students.arch == arch
+    assert state.students.arch == ("lenet5" if arch == "resnet8" else arch)
 
 
 def test_classes_of_a_memory() -> None:

@@ -106,15 +106,3 @@ def test_a_half_climbs_where_probabilities_are_answered(
     )
     assert (after - before)[climbed].sum() >= 0.01 * moved
     assert all(parameter.requires_grad for parameter in state.students.parameters())
-
-
-@pytest.mark.parametrize(("student", "each"), [("lenet5", 6), ("resnet8", 3)])
-def test_large_students_choose_among_half_as_many(
-    student: str, each: int, linear: Callable[..., Linear]
-) -> None:
-    target, method = linear(shape=(3, 16, 16)), Frugal(student=student, climbs=0)
-    state, seen = method.init(target.spec), []
-    state.memory.add(torch.rand(8, 3, 16, 16), torch.rand(8, 4).softmax(1))
-    state.students.members[0].register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
-    method.chosen(state, target.spec, 4, 6)
-    assert seen == [4 * each]

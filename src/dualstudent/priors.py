@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate, pairwise
 
 import torch
@@ -240,9 +241,9 @@ def _field(
         total = torch.zeros(part, channels, h, w, device=device)
         for size, share in ((grid, weight), (other, 1 - weight)):
             raw = torch.randn(part, channels + 1, size + 3, size + 3, device=device)
-            big = F.interpolate(raw, size=_covering(size, h, w), mode="bicubic", align_corners=False)
-            top, left = ((b - s) // 2 for b, s in zip(big.shape[2:], (h, w), strict=True))
-            big = big[:, :, top : top + h, left : left + w]
+            with torch.autocast(device.type, enabled=False):
+                rows, columns = (_bicubic(size, side, device).to(raw.dtype) for side in (h, w))
+                big = rows @ raw @ columns.t()
             common = _uniform(part, device) if channels > 1 else 0.0
             total += share * (common * big[:, -1:] + (1 - common) * big[:, :-1])
         made.append(total / total.std((1, 2, 3), keepdim=True).clamp_min(1e-3))
@@ -262,9 +263,15 @@ def _parts(images: int, shares: Sequence[float]) -> list[int]:
     return [min(after, images) - min(before, images) for before, after in pairwise(marks)]
 
 
-def _covering(size: int, h: int, w: int) -> tuple[int, int]:
-    """Return the size to which size + 3 cells are blown up, so that the middle h×w is free of edges."""
-    return -(-h * (size + 3) // size), -(-w * (size + 3) // size)
+@lru_cache
+def _bicubic(size: int, side: int, device: torch.device) -> Tensor:
+    """Return the matrix (side, size + 3) of bicubic interpolation that blows size cells up to a side.
+
+    Of size + 3 cells the middle is taken, so that it is free of edges.
+    """
+    whole = -(-side * (size + 3) // size)
+    cells = torch.eye(size + 3, dtype=torch.float64, device=device)[None, None]
+    return F.interpolate(cells, (whole, size + 3), mode="bicubic")[0, 0, (whole - side) // 2 :][:side]
 
 
 def _uniform(images: int, device: torch.device) -> Tensor:

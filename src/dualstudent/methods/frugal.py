@@ -11,11 +11,13 @@ from torch import Tensor
 from dualstudent import parallel, priors
 from dualstudent.memory import Memory
 from dualstudent.methods.base import Method, Metrics, Phase, cosine, cut, spend
-from dualstudent.methods.game import Pupils, adamw, ask, learn, usual
+from dualstudent.methods.game import ask, learn, usual
+from dualstudent.methods.learners import Learners, Scouts
 from dualstudent.methods.monitor import evenness, nearer, renew
-from dualstudent.methods.procedural import Learners, inside
+from dualstudent.methods.procedural import inside
 from dualstudent.methods.worth import best, climbed, worth
-from dualstudent.networks import lighter, make_students, suited
+from dualstudent.muon import Muon
+from dualstudent.networks import Students, lighter, make_students, scouting, suited
 from dualstudent.oracle import Oracle
 from dualstudent.spec import Access, Spec
 
@@ -29,9 +31,10 @@ class Frugal(Method[Learners]):
     """
 
     student: str = "auto"  # architecture, or torch:package.module:factory; auto: by the images' shape
-    students: int = 2  # that disagree; their mean is the clone, or, above 5 MFLOP, the first
+    scout: str = "auto"  # architecture that chooses; auto: the student's, or a small one above 5 MFLOP
+    students: int = 2  # that disagree; their mean is the clone, unless a student above 5 MFLOP is
     batch: int = 64  # images asked in a step
-    candidates: int = 6  # procedural images for each that is asked; students above 5 MFLOP: a half of them
+    candidates: int = 6  # procedural images for each that is asked
     blind: float = 0.1  # share of the budget asked as it comes, before the students can choose
     sure: float = 2.0  # weight of looking like a class: power of the spread of the mean logits
     doubtful: float = 1.0  # weight of the students' disagreement: power of its sum over classes
@@ -43,9 +46,9 @@ class Frugal(Method[Learners]):
     learnt: int = 128  # images of a batch that is learnt
     memory: int = 1_000_000  # exchanges kept
     temperature: float = 4.0  # of the distillation of probabilities
-    rate_soft: float = 6e-3  # learning rate of the students' AdamW on probabilities
+    rate_soft: float = 6e-3  # learning rate of the students' Muon on probabilities
     rate_hard: float = 3e-3  # learning rate of the students' AdamW on labels
-    weight_decay: float = 0.3  # of the students' AdamW: each step takes rate × 0.3 of a weight
+    weight_decay: float = 0.3  # of the students: each step takes rate × 0.3 of a weight
     max_classes: int = 1000  # size of the head where the number of classes is unknown
 
     name: ClassVar[str] = "frugal"
@@ -65,13 +68,22 @@ class Frugal(Method[Learners]):
         return self.batch
 
     def init(self, spec: Spec) -> Learners:
-        """Return fresh students and an empty memory."""
+        """Return fresh students and an empty memory; a large student learns when scouts have asked."""
         arch = suited(spec.shape) if self.student == "auto" else self.student
-        students = make_students(spec, arch, self.students, self.max_classes)
-        if self.after and lighter(arch, spec.shape) < 1:
-            students.judged = 1  # it learns more than several could
-        rate = self.rate_hard if spec.access == Access.LABEL else self.rate_soft
-        return Learners(students, adamw(students, rate, self.weight_decay), Memory(self.memory, spec))
+        scout = scouting(arch, spec.shape) if self.scout == "auto" else self.scout
+        students = make_students(spec, scout, self.students, self.max_classes)
+        memory, descent = Memory(self.memory, spec), self.descent(students, spec)
+        if students.arch == arch:
+            return Learners(students, descent, memory)
+        heir = Students(arch, spec.shape, students.outputs, 1, seen=students.seen)
+        return Scouts(students, descent, memory, heir, self.descent(heir, spec))
+
+    def descent(self, students: Students, spec: Spec) -> torch.optim.Optimizer:
+        """Return the optimiser of students: Muon but on labels, where it learns them too well."""
+        if spec.access != Access.LABEL:
+            return Muon(students.members, self.rate_soft, self.weight_decay)
+        parameters, decay = students.parameters(), self.weight_decay
+        return torch.optim.AdamW(parameters, self.rate_hard, weight_decay=decay, fused=True)
 
     def phases(self, budget: int, done: int = 0) -> Sequence[Phase[Learners]]:
         """Return steps that ask images as they come, steps that choose, then steps that only learn."""
@@ -104,8 +116,6 @@ class Frugal(Method[Learners]):
     def chosen(self, state: Learners, spec: Spec, images: int, candidates: int) -> Tensor:
         """Return this rank's share of the images to ask: of so many for each those that promise most."""
         share, device = parallel.shard(images), next(state.students.parameters()).device
-        if lighter(state.students.arch, state.students.shape) < 1:
-            candidates = min(candidates, max(2, candidates // 2))
         candidates = candidates if len(state.memory) else 1  # nothing is known at first
         x = inside(spec.encode(priors.broad(share * candidates, spec.shape, device)), spec)
         if candidates == 1:
@@ -123,12 +133,11 @@ class Frugal(Method[Learners]):
 
     def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK, last: bool = False) -> Metrics:
         """Learn some batches drawn from all that is remembered; a student that sees nothing starts afresh."""
-        loss, students, losses = usual(oracle.spec, self.temperature), state.students, []
-        share = lighter(students.arch, students.shape)
-        if share < 1:
-            batches = parallel.whole(batches * share * (self.students if last else 1))
-            students = students.alone() if last else students
-        pupils = Pupils(students, state.student_descent)
+        pupils = state.last if last else state
+        share = lighter(pupils.students.arch, oracle.spec.shape) * (1 if pupils is state else self.students)
+        if share != 1:
+            batches = parallel.whole(batches * share)
+        loss, losses = usual(oracle.spec, self.temperature), []
         for _ in range(batches):
             x, answer = state.memory.draw(self.learnt)
             mean, logits = learn(pupils, loss, x, answer)

@@ -61,11 +61,6 @@ def adam(module: nn.Module, rate: float, first: float = 0.9) -> torch.optim.Adam
     return torch.optim.Adam(module.parameters(), rate, (first, 0.999), fused=True)
 
 
-def adamw(module: nn.Module, rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """Return the optimiser of students that learn long from few answers."""
-    return torch.optim.AdamW(module.parameters(), rate, weight_decay=weight_decay, fused=True)
-
-
 def logit_distance(logits: Tensor, answer: Tensor) -> Tensor:
     """Return the ℓ1 distance to the target's recovered logits, (s, b)."""
     return l1(logits, recover_logits(answer))

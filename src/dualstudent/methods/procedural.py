@@ -12,17 +12,11 @@ from torch import Tensor
 from dualstudent import parallel, priors
 from dualstudent.memory import Memory
 from dualstudent.methods.base import Method, Metrics, Phase, cosine, spend
-from dualstudent.methods.game import Pupils, ask, learn, sgd, usual
+from dualstudent.methods.game import ask, learn, sgd, usual
+from dualstudent.methods.learners import Learners
 from dualstudent.networks import make_students
 from dualstudent.oracle import Oracle
 from dualstudent.spec import Access, Spec
-
-
-@dataclass
-class Learners(Pupils):
-    """Students, and what was asked."""
-
-    memory: Memory
 
 
 @dataclass(frozen=True)

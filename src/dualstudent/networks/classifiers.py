@@ -137,7 +137,7 @@ def _at_least(shape: Shape, side: int, name: str) -> None:
         raise UserError(f"{name} needs images of at least {side}×{side}, not {shape[1]}×{shape[2]}")
 
 
-LIGHT = 5_000_000  # FLOPs of a student's pass: with more, fewer batches are learnt, and less is chosen
+LIGHT = 5_000_000  # FLOPs of a student's pass: with more, fewer batches are learnt, and another chooses
 LEAST = 1 / 16  # of their batches that a large student learns all the same
 _WIDE = (64, 128, 256, 512)
 ARCHITECTURES: dict[str, Callable[[Shape, int], nn.Module]] = {
@@ -204,6 +204,15 @@ def suited(shape: Shape) -> str:
     if min(shape[1:]) < 12:
         return smallest(shape)
     return "lenet5" if shape[0] == 1 and max(shape[1:]) <= 32 else "resnet8"
+
+
+def scouting(arch: str, shape: Shape) -> str:
+    """Return the architecture that chooses what a student learns: its own, of a large one lenet5, or,
+    below 12 pixels, the smallest that fits.
+    """
+    if lighter(arch, shape) == 1:
+        return arch
+    return smallest(shape) if min(shape[1:]) < 12 else "lenet5"
 
 
 def work(name: str, shape: Shape, classes: int = 10) -> int:

@@ -70,12 +70,6 @@ class Students(nn.Module):
         logits = full(torch.stack([member(x) for member in self.members]))
         return logits if self.seen is None else self.seen(logits)
 
-    def alone(self) -> "Students":
-        """Return the members that make the clone as students of their own: the same networks."""
-        alone = copy.copy(self)
-        alone._modules = {**self._modules, "members": nn.ModuleList(list(self.members)[: self.judged])}
-        return alone
-
     @torch.no_grad()
     def renew(self, index: int) -> list[Tensor]:
         """Give a member fresh weights, the same on all ranks; return its parameters."""

@@ -1,0 +1,39 @@
+"""Who learns from what was asked: students, and, where they only choose, the network they choose for."""
+
+from dataclasses import dataclass
+
+import torch
+
+from dualstudent.memory import Memory
+from dualstudent.methods.game import Pupils
+from dualstudent.networks import Clone, Students
+
+
+@dataclass
+class Learners(Pupils):
+    """Students, and what was asked."""
+
+    memory: Memory
+
+    @property
+    def last(self) -> Pupils:
+        """Who learns after the last query."""
+        return self
+
+
+@dataclass
+class Scouts(Learners):
+    """Students that choose what is asked, for another that learns it all in the end, and is the clone."""
+
+    heir: Students
+    heir_descent: torch.optim.Optimizer
+
+    @property
+    def last(self) -> Pupils:
+        """The heir alone."""
+        return Pupils(self.heir, self.heir_descent)
+
+    @property
+    def clone(self) -> Clone:
+        """The heir, once it has begun to learn; until then the mean of the scouts."""
+        return Clone(self.heir) if self.heir_descent.state else super().clone

@@ -1,0 +1,68 @@
+"""Muon: hidden weights step as far in every direction of their matrix, all else by AdamW."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+QUINTIC, TURNS = (3.4445, -4.7750, 2.0315), 3  # of the iteration after Newton and Schulz; published: 5
+MOMENTUM = 0.95  # Nesterov's
+LENGTH = 0.2  # root mean square of a step in units of the rate, that of AdamW (Liu et al. 2025, eq. 4)
+
+
+def orthogonal(g: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
+    """Return a matrix with g's singular vectors and singular values near 1, 0.7 to 1.2 (Jordan et al. 2024).
+
+    Directions whose singular value is less than a fiftieth of g's norm stay shorter.
+    """
+    a, b, c = QUINTIC
+    x: Tensor = g if g.shape[0] <= g.shape[1] else g.t()
+    x = x / x.norm().clamp_min(torch.finfo(torch.float32).tiny)
+    for _ in range(TURNS):
+        gram = x @ x.t()
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x if g.shape[0] <= g.shape[1] else x.t()
+
+
+def hidden(network: nn.Module) -> list[nn.Parameter]:
+    """Return the weights of a classifier that are matrices, those of the last layer, its head, excepted.
+
+    Kernels of convolutions are matrices of a row for each channel out.
+    """
+    return [p for p in network.parameters() if p.ndim > 1 and len(p) > 1][:-1]
+
+
+class Muon(torch.optim.AdamW):
+    """Muon (Jordan et al. 2024) for the hidden weights of networks, AdamW for all else, at one rate.
+
+    `rate` and `weight_decay` mean the same for both (Liu et al. 2025): Muon's steps are as long as AdamW's.
+    """
+
+    def __init__(self, networks: Iterable[nn.Module], rate: float, weight_decay: float) -> None:
+        networks = list(networks)
+        matrices = [p for network in networks for p in hidden(network)]
+        known = {id(p) for p in matrices}
+        others = [p for network in networks for p in network.parameters() if id(p) not in known]
+        groups = [{"params": matrices, "muon": True}, {"params": others, "muon": False}]
+        super().__init__([g for g in groups if g["params"]], rate, weight_decay=weight_decay, fused=True)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Step down the gradients, those of hidden weights used up by it."""
+        for group in self.param_groups:
+            for p in group["params"] if group["muon"] else []:
+                if p.grad is not None:
+                    self._turn(p, p.grad, group["lr"], group["weight_decay"])
+                    p.grad = None  # AdamW's own step leaves it alone
+        return super().step(closure)
+
+    def _turn(self, p: Tensor, grad: Tensor, rate: float | Tensor, weight_decay: float) -> None:
+        state = self.state[p]
+        if not state:
+            state |= {"step": torch.zeros(()), "momentum": torch.zeros_like(p)}  # AdamW counts its steps
+        momentum = state["momentum"].lerp_(grad, 1 - MOMENTUM)
+        turn = orthogonal(grad.lerp(momentum, MOMENTUM).flatten(1))
+        length = LENGTH * max(turn.shape) ** 0.5
+        p.mul_(1 - rate * weight_decay).sub_(rate * length * turn.reshape(p.shape))
