@@ -1,5 +1,6 @@
 """Procedural images: any shape, no two alike, structure as pictures have."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -35,3 +36,20 @@ def test_procedural_images_have_structure(prior: Callable[..., Tensor]) -> None:
     assert step.mean() < 0.45 * apart.mean()
     assert grey.mean((1, 2)).std() > 0.15
     assert (x.std(1).mean((1, 2)) > 0.02).float().mean() > 0.5, "many have colour"
+
+
+@pytest.mark.parametrize("size", [2, 5, 16])
+@pytest.mark.parametrize("side", [(28, 28), (33, 20)])
+def test_fields_are_blown_up_by_bicubic_interpolation(size: int, side: tuple[int, int]) -> None:
+    """The two matrices do what torch's interpolation does, of which the middle is taken."""
+    noise = torch.randn(3, 2, size + 3, size + 3, generator=torch.Generator().manual_seed(0))
+    whole = [math.ceil(s * (size + 3) / size) for s in side]
+    expected = torch.nn.functional.interpolate(noise, whole, mode="bicubic")
+    top, left = ((w - s) // 2 for w, s in zip(whole, side, strict=True))
+    rows, columns = (priors._bicubic(size, s, torch.device("cpu")).float() for s in side)
+    torch.testing.assert_close(
+        rows @ noise @ columns.t(),
+        expected[:, :, top : top + side[0], left : left + side[1]],
+        atol=1e-5,
+        rtol=0,
+    )

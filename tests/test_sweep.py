@@ -15,6 +15,7 @@ from dualstudent.errors import Stopped, UserError
 from dualstudent.sweep import work as working
 from dualstudent.sweep.summary import over_seeds
 from dualstudent.sweep.work import parse_slurm, work
+from onnx_fixture import build
 from sweep_fixture import Write
 
 
@@ -170,12 +171,16 @@ def check_summary(sweep: sweeps.Sweep) -> None:
 def test_a_real_job_that_fails_says_why(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     """In a line; its trace is in the log."""
     path = write(
-        **{'path = "': 'split = "tset"\npath = "', '[40, "0.06k"]': "[40]", "seeds = [0, 1]": "seeds = [0]"}
+        **{
+            'path = "': 'split = "test_lossless"\npath = "',
+            '[40, "0.06k"]': "[40]",
+            "seeds = [0, 1]": "seeds = [0]",
+        }
     )
     assert main(["sweep", str(path)]) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if ": failed: " in line]
     assert len(said) == 3
-    assert all(line.endswith(": failed: unknown split 'tset': did you mean 'test'?") for line in said)
+    assert all(": failed: digits has no split 'test_lossless'" in line for line in said)
 
 
 def test_over_seeds() -> None:
@@ -298,6 +303,35 @@ def test_targets_with_options_training_and_precision(write: Write, at_once: Exec
     )
     with pytest.raises(UserError, match="was trained otherwise than the sweep says"):
         sweeps.start(sweeps.read_sweep(path))
+
+
+def test_a_target_elsewhere(write: Write, at_once: Executor, tmp_path: Path) -> None:
+    """An ONNX model beside the file, judged on the data that are named; another model is refused."""
+    shape = (1, 8, 8)
+    outputs = (("p", "float32", ("n", 10)),)
+    build(tmp_path / "model.onnx", shape=shape, classes=10, dims=("n", *shape), outputs=outputs)
+    path = write(
+        **{
+            'path = "': 'target = "onnx:model.onnx"\ndata = "digits"\n#',
+            "[0, 1]": "[0]",
+            '["soft", "hard"]': '["soft"]',
+            '[40, "0.06k"]': "[40]",
+        }
+    )
+    sweep = sweeps.read_sweep(path)
+    assert sweeps.start(sweep).failed == {}
+    run = Path(sweep.cells[0].path)
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["target"]["reference"] == f"onnx:{tmp_path / 'model.onnx'}"
+    assert manifest["data"]["name"] == "digits"
+    assert json.loads((run / "result.json").read_text())["agreement"] is not None
+    assert sweeps.state(sweeps.read_sweep(path).cells[0]) == "done"
+    build(tmp_path / "model.onnx", shape=shape, classes=10, dims=("m", *shape), outputs=outputs)
+    with pytest.raises(UserError, match="another target"):
+        sweeps.state(sweeps.read_sweep(path).cells[0])
+    path.write_text(path.read_text().replace("onnx:model.onnx", "torch:some.module:factory"))
+    with pytest.raises(UserError, match="another target"):
+        sweeps.state(sweeps.read_sweep(path).cells[0])
 
 
 def test_a_sweep_may_move(write: Write, at_once: Executor, tmp_path: Path) -> None:

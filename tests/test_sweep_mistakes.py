@@ -51,6 +51,11 @@ from sweep_fixture import Write
         ('path = "', 'options = { classes = "unknwn" }\npath = "', "option classes = 'unknwn'"),
         ("drops = [0.5]", 'drops = ["a"]', "option drops = ['a']"),
         ('path = "', 'epochs = "x"\ndata = "digits"\narch = "digits-cnn"\n#', "option epochs = 'x'"),
+        ('path = "', 'split = "tset"\npath = "', "did you mean 'test'"),
+        ('path = "', 'data = "digits"\narch = "digits-cn"\n#', "did you mean 'digits-cnn'"),
+        ('path = "', 'target = "onnx:m.onnx"\npath = "', "leave path out"),
+        ('path = "', 'target = "model"\n#', "(a folder: path = …)"),
+        ('path = "', 'target = "torch:a:b"\n#', "data is missing"),
         ("[[targets]]", '[[targets]]\nname = "digits"\npath = "x"\n[[targets]]', "digits is there twice"),
         ("points = 2", "points = ", "is no TOML"),
     ],
@@ -71,4 +76,7 @@ def test_missing_file_and_missing_target(write: Write, capsys: pytest.CaptureFix
     path.write_text(re.sub(r'path = ".*"', 'path = "nothing"', path.read_text()))
     assert main(["sweep", str(path)]) == 2
     assert "nothing" in capsys.readouterr().err
+    path.write_text(path.read_text().replace('path = "nothing"', 'target = "onnx:no.onnx"\ndata = "digits"'))
+    assert main(["sweep", str(path)]) == 2
+    assert "no.onnx" in capsys.readouterr().err
     assert main(["sweep", str(path), "--jobs", "0"]) == 2

@@ -8,28 +8,31 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from dualstudent.data import SPLITS
 from dualstudent.errors import UserError, unknown
 from dualstudent.methods import Method, find
+from dualstudent.networks import ARCHITECTURES
 from dualstudent.numerics import Precision
 from dualstudent.spec import Access, Labels, parse_count
 from dualstudent.targets import TargetOptions, Training
 
 _WHICH = ("labels", "seeds", "budgets")  # of the whole sweep, or of one method
 _TOP = ("name", "out", *_WHICH, "threads", "points", "precision", "data_dir", "targets", "methods")
-_TARGET = ("name", "path", "data", "arch", "seed", "epochs", "training", "options", "split")
+_TARGET = ("name", "path", "target", "data", "arch", "seed", "epochs", "training", "options", "split")
 _METHOD = ("name", "method", "preset", "options", "start", "precision", "targets", *_WHICH)
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A target of a sweep: a folder, or what is trained once into the sweep's own."""
+    """A target of a sweep: a folder, what is trained once into the sweep's own, or one elsewhere."""
 
     name: str
-    path: str
+    path: str  # a folder, or a reference as `open_target` takes it
     train: dict[str, Any] | None = None  # data, arch, seed, training
     options: dict[str, Any] | None = None  # fields of TargetOptions
     split: str = "test"  # of its data, on which the clones are judged
+    data: str | None = None  # those of a target elsewhere
 
 
 @dataclass(frozen=True)
@@ -153,8 +156,12 @@ def _goal(path: Path, out: Path, entry: dict[str, Any]) -> Goal:
     _known("key of a target", entry, _TARGET)
     options = _one(entry, "options", dict) if "options" in entry else None
     split = _one(entry, "split", str, "test")
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
     if options is not None:
         _changed("option of a target", TargetOptions(), options)
+    if "target" in entry:
+        return _elsewhere(path, entry, options, split)
     if "path" in entry:
         for key in ("data", "arch", "seed", "epochs", "training"):
             if key in entry:
@@ -163,11 +170,30 @@ def _goal(path: Path, out: Path, entry: dict[str, Any]) -> Goal:
         name = _folder_name(_one(entry, "name", str, place.name))
         return Goal(name, str(place.resolve()), None, options, split)
     data, arch = _one(entry, "data", str), _one(entry, "arch", str)
+    if ":" not in arch and arch not in ARCHITECTURES:
+        raise unknown("architecture", arch, ARCHITECTURES)
     name = _folder_name(_one(entry, "name", str, f"{Path(data).name}-{arch}"))
     given = {key: entry[key] for key in ("epochs",) if key in entry} | _one(entry, "training", dict, {})
     training = asdict(_changed("training option", Training(), given))
     train = {"data": data, "arch": arch, "seed": _one(entry, "seed", int, 0), "training": training}
     return Goal(name, str(out / "targets" / name), train, options, split)
+
+
+def _elsewhere(path: Path, entry: dict[str, Any], options: dict[str, Any] | None, split: str) -> Goal:
+    """Return a target that no sweep trains: a model's file, a factory, a service. Raises UserError."""
+    reference = _one(entry, "target", str)
+    for key in ("path", "arch", "seed", "epochs", "training"):
+        if key in entry:
+            raise UserError(f"target = '{reference}' is not trained, nor in a folder: leave {key} out")
+    kind, _, rest = reference.partition(":")
+    if not rest:
+        raise UserError(
+            f"target = '{reference}': onnx:FILE, torch:…, python:… or an address (a folder: path = …)"
+        )
+    if kind == "onnx":
+        reference = f"onnx:{(path.parent / rest).resolve()}"
+    name, data = _folder_name(_one(entry, "name", str)), _one(entry, "data", str)
+    return Goal(name, reference, None, options, split, data)
 
 
 def _start(found: list[Cell], row: str, goal: Goal, labels: str, seed: int) -> str:

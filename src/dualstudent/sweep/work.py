@@ -18,6 +18,7 @@ from dualstudent.machine import keep_memory
 from dualstudent.numerics import Numerics
 from dualstudent.sweep.matrix import Cell, Goal, Sweep
 from dualstudent.targets import TargetOptions, Training, open_target, train_target
+from dualstudent.targets.folder import file_sum
 
 State = Literal["done", "stopped", "open", "n/a"]
 FOREVER = 60 * 24 * 365  # minutes; submitit ends local jobs after five unless told
@@ -52,9 +53,7 @@ def state(cell: Cell) -> State:
         changed.append("split")
     if manifest["numerics"]["precision"] != Numerics(cell.precision).on(manifest["device"]).precision:
         changed.append("precision")
-    target = Path(cell.target.path) / "target.json"
-    other = target.is_file() and manifest["target"]["sha256"] != read_json(target)["sha256"]
-    if other or _trained_otherwise(cell.target):
+    if _another(cell.target, manifest["target"]) or _trained_otherwise(cell.target):
         changed.append("target")
     if changed:
         raise UserError(
@@ -78,6 +77,16 @@ def _placeless(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {**recipe, "start": start and Path(start).parts[-5:]}
 
 
+def _another(goal: Goal, known: Mapping[str, Any]) -> bool:
+    """Return whether a target, as far as can be seen without asking it, is another than a run's."""
+    record, (kind, _, rest) = Path(goal.path) / "target.json", goal.path.partition(":")
+    if goal.data is None:
+        return record.is_file() and known["sha256"] != read_json(record)["sha256"]
+    if kind == "onnx":  # wherever it lies
+        return Path(rest).is_file() and known["sha256"] != file_sum(Path(rest))
+    return bool(known["reference"] != goal.path)
+
+
 def _trained_otherwise(goal: Goal) -> bool:
     """Return whether a target's folder says that it was trained in another way than the sweep has it."""
     record = Path(goal.path) / RECORD
@@ -91,7 +100,12 @@ def _trained_otherwise(goal: Goal) -> bool:
 
 
 def prepare(goal: Goal, data_dir: str | None) -> None:
-    """Train a sweep's own target, once. Raises UserError where a folder holds none."""
+    """Train a sweep's own target, once. Raises UserError where a folder or a file holds none."""
+    if goal.data is not None:
+        kind, _, rest = goal.path.partition(":")
+        if kind == "onnx" and not Path(rest).is_file():
+            raise UserError(f"no model {rest}: target = 'onnx:FILE', from the sweep file's place")
+        return
     folder = Path(goal.path)
     if (folder / "target.json").is_file():
         if _trained_otherwise(goal):
@@ -125,9 +139,9 @@ def work(values: Mapping[str, Any], stop: Callable[[], bool] = lambda: False) ->
         return
     options, device = cell.seen_as(), choose_device("auto")
     opened = open_target(cell.target.path, options, device=device)
-    data = None
-    if opened.data is not None:
-        data = load_data(opened.data, cell.target.split, folder=cell.data_dir)
+    data, known = None, cell.target.data or opened.data
+    if known is not None:
+        data = load_data(known, cell.target.split, folder=cell.data_dir)
     extract(
         cell.build(),
         opened,
