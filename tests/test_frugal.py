@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from dualstudent.methods.frugal import CHUNK
 from dualstudent.methods.learners import Learners, Scouts
 from dualstudent.methods.monitor import renew
 from dualstudent.methods.worth import worth
-from dualstudent.networks import lighter, work
+from dualstudent.networks import lighter, scouting, smallest, work
 from dualstudent.oracle import Oracle
 from test_contract import same
 
@@ -164,7 +165,7 @@ def test_parts_of_a_batch_are_learnt_in_the_long_run() -> None:
 def test_larger_networks_learn_fewer_batches() -> None:
     assert lighter("lenet5", (1, 28, 28)) == 1
     assert lighter("resnet8", (3, 32, 32)) == pytest.approx(5e6 / work("resnet8", (3, 32, 32)))
-    assert lighter("resnet18", (3, 32, 32)) == 1 / 16, "six times through all answers for two, by default"
+    assert lighter("resnet18", (3, 32, 32)) == 1 / 16
     assert lighter("torch:some.module:factory", (3, 32, 32)) == 1
 
 
@@ -181,6 +182,9 @@ def test_light_networks_choose_what_a_large_student_learns(linear: Callable[...,
         member.register_forward_pre_hook(lambda *_, at=name: counts.update({at: counts[at] + 1}))
     method.learn(state, oracle, 64)
     assert counts == {"scout": 64, "heir": 0}
+    method.chosen(state, target.spec, 8, 3)
+    assert counts["heir"] == 0 < 64 < counts["scout"]
+    counts["scout"] = 64
     [after] = [phase for phase in method.phases(8) if phase.name == "after"]
     for _ in range(4):
         after.step(state, oracle)
@@ -209,9 +213,57 @@ def test_a_stopped_run_of_scouts_goes_on_bit_for_bit(
         )
     resumed = engine.run(method, target, account, budgets=[40], snapshots=snapshots)
     assert same(whole, resumed)
-    x = torch.rand(4, 1, 8, 8)
     with torch.no_grad():
-        assert (whole.clone.eval()(x)[:, 4:] < -1000).all(), "classes that were never seen"
+        logits = whole.clone.eval()(torch.rand(4, 1, 8, 8))
+    assert logits.shape == (4, 4 if access == ds.Access.PROBS else 6)
+    unseen = 0 if access == ds.Access.PROBS else 6 - int((whole.memory.classes() > 0).sum())
+    assert (logits < -1000).sum() == 4 * unseen
+
+
+@pytest.mark.parametrize("stop_at", [13, 20])
+def test_a_run_of_scouts_is_extended(stop_at: int, linear: Callable[..., Linear], tmp_path: Path) -> None:
+    """The student that has learnt already learns on; stopped in between as at once."""
+    method = Frugal(student="digits-cnn", scout="resnet8", batch=8, learnt=8, compute_least=64)
+    run = partial(engine.run, method, budgets=[40, 80], seed=1)
+    arches: list[str] = []
+    whole = run(
+        linear(),
+        Account("attack", 80),
+        watch=lambda m: bool(arches.append(m.state.clone.arch)),  # type: ignore[func-returns-value]
+    )
+    first = arches.index("digits-cnn")
+    assert first == 5, "as many steps ask in the first leg"
+    assert set(arches[first:]) == {"digits-cnn"}
+    account, snapshots, target = Account("attack", 80), Snapshots(tmp_path / "s.pt", "x", 1e9), linear()
+    with pytest.raises(Stopped):
+        run(target, account, snapshots=snapshots, watch=lambda m: m.step == stop_at)
+    assert same(whole, run(target, account, snapshots=snapshots))
+
+
+@pytest.mark.parametrize("nothing", [{"after": 0.0}, {"compute": 0.0, "compute_least": 0}])
+def test_who_learns_nothing_at_the_end_is_not_chosen_for(nothing: dict[str, float]) -> None:
+    spec = ds.Spec((3, 16, 16), 4)
+    state = Frugal(student="resnet18", **nothing).init(spec)  # type: ignore[arg-type]
+    assert (state.clone.arch, len(state.clone.students)) == ("resnet18", 2)
+    with pytest.raises(ds.UserError, match="--scout lenet5: nothing is learnt after the last query"):
+        Frugal(student="resnet18", scout="lenet5", **nothing).init(spec)  # type: ignore[arg-type]
+    little = Frugal(student="resnet18", after=0.001, compute_least=60)
+    assert [phase.steps for phase in little.phases(8) if phase.name == "after"] == [1]
+
+
+def test_what_chooses_is_lighter_than_what_learns() -> None:
+    assert scouting("lenet5", (1, 28, 28)) == "lenet5"
+    assert scouting("resnet8", (3, 32, 32)) == "lenet5"
+    assert scouting("resnet18", (3, 8, 8)) == smallest((3, 8, 8))
+    assert scouting("lenet5-half", (3, 224, 224)) == "lenet5-half", "lenet5 is three times as large"
+    assert scouting("torch:some.module:factory", (3, 32, 32)) == "torch:some.module:factory"
+
+
+def test_a_large_student_learns_all_answers_several_times() -> None:
+    """A ResNet-18, whose share of batches is the least: six times at a large budget, with the defaults."""
+    [after] = [phase for phase in Frugal().phases(1_000_000) if phase.name == "after"]
+    seen = after.steps * CHUNK * 2 * lighter("resnet18", (3, 32, 32)) * Frugal().learnt
+    assert seen / 1_000_000 == pytest.approx(6.4)
 
 
 @pytest.mark.parametrize(

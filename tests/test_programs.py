@@ -14,11 +14,12 @@ from dualstudent import engine, programs
 from dualstudent.ledger import Account
 from dualstudent.methods import Method
 from dualstudent.methods.base import modules
+from dualstudent.muon import Muon
 from dualstudent.networks import classifier, folded
 from dualstudent.numerics import Numerics
 from dualstudent.programs import WARM, Graphs, Program, known
 from dualstudent.targets import ModuleTarget
-from test_contract import every_case, every_method, quick
+from test_contract import LAST, every_case, quick
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 STEPS = 30
@@ -60,11 +61,15 @@ def weights(method: Method[Any], *, captured: bool, monkeypatch: pytest.MonkeyPa
 
 
 @cuda
-@every_method
+@pytest.mark.parametrize(
+    ("name", "preset", "more"),
+    [*((*method, {}) for method in LAST), ("frugal", "default", {"scout": "resnet8"})],
+)
 def test_captured_run_is_the_same_bit_for_bit(
-    name: str, preset: str, monkeypatch: pytest.MonkeyPatch
+    name: str, preset: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    more = {"drops": (0.5,), "average": 0.9, "average_every": 2} if name == "dual-student" else {}
+    if name == "dual-student":
+        more = {"drops": (0.5,), "average": 0.9, "average_every": 2}
     ours = weights(quick(name, preset, **more), captured=True, monkeypatch=monkeypatch)
     theirs = weights(quick(name, preset, **more), captured=False, monkeypatch=monkeypatch)
     assert all(value.isfinite().all() for value in ours)
@@ -119,6 +124,18 @@ def test_programs_can_be_captured(
     engine.run(method, linear(access=access), Account("attack", budget), budgets=[budget])
     assert any(name.startswith("learn") for name in called)
     assert ("uphill" in called) == (name == "frugal" and access == ds.Access.PROBS)
+
+
+def test_a_step_of_muon_can_be_captured() -> None:
+    network = classifier("lenet5", (1, 12, 12), 4)
+    optimiser = Muon([network], 0.01, 0.3)
+    for group in optimiser.param_groups:
+        group["lr"] = torch.tensor(0.01)
+    with Strict():  # type: ignore[no-untyped-call]
+        for _ in range(2):
+            for weight in network.parameters():
+                weight.grad = torch.ones_like(weight)
+            optimiser.step()
 
 
 @pytest.mark.parametrize(

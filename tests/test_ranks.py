@@ -30,11 +30,16 @@ def port() -> int:
         return int(probe.getsockname()[1])
 
 
-CASES = [
-    (name, preset, access, classes)
-    for name, preset in LAST
-    for access, classes in ((ds.Access.PROBS, 4), (ds.Access.LABEL, 4), (ds.Access.LABEL, None))
-    if access >= methods.find(name).needs
+SCOUTS = {"scout": "resnet8"}  # that choose for another
+KINDS = ((ds.Access.PROBS, 4), (ds.Access.LABEL, 4), (ds.Access.LABEL, None))
+CASES: list[tuple[str, str, ds.Access, int | None, dict[str, Any]]] = [
+    *(
+        (name, preset, access, classes, {})
+        for name, preset in LAST
+        for access, classes in KINDS
+        if access >= methods.find(name).needs
+    ),
+    *(("frugal", "default", access, classes, SCOUTS) for access, classes in KINDS),
 ]
 
 
@@ -47,10 +52,10 @@ def work(rank: int, address: int, out: str) -> None:
     torch.set_num_threads(1)
     values = []
     with parallel.ranks():
-        for name, preset, access, classes in CASES:
+        for name, preset, access, classes, more in CASES:
             target = Linear(ds.Spec((1, 8, 8), classes, access=access), 4)
             account, shown = Account("attack", 97), Shown()
-            state = engine.run(quick(name, preset), target, account, budgets=[97], shown=shown)
+            state = engine.run(quick(name, preset, **more), target, account, budgets=[97], shown=shown)
             held = {"weights": weights(state), "seen": target.seen, "spent": account.spent}
             values.append(held | {"unique": shown.unique, "histogram": shown.histogram()})
         shares = [parallel.shard(n) for n in (7, 8)]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 QUINTIC, TURNS = (3.4445, -4.7750, 2.0315), 3  # of the iteration after Newton and Schulz; published: 5
 MOMENTUM = 0.95  # Nesterov's
+LEAST = 1e-18  # norm of a gradient below which steps grow shorter: squares of less are lost in float32
 LENGTH = 0.2  # root mean square of a step in units of the rate, that of AdamW (Liu et al. 2025, eq. 4)
 
 
@@ -19,7 +20,7 @@ def orthogonal(g: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
     """
     a, b, c = QUINTIC
     x: Tensor = g if g.shape[0] <= g.shape[1] else g.t()
-    x = x / x.norm().clamp_min(torch.finfo(torch.float32).tiny)
+    x = x / x.norm().clamp_min(LEAST)
     for _ in range(TURNS):
         gram = x @ x.t()
         x = a * x + (b * gram + c * gram @ gram) @ x
@@ -27,11 +28,11 @@ def orthogonal(g: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
 
 
 def hidden(network: nn.Module) -> list[nn.Parameter]:
-    """Return the weights of a classifier that are matrices, those of the last layer, its head, excepted.
+    """Return the weights of a classifier that are matrices, but those registered last, its head's.
 
     Kernels of convolutions are matrices of a row for each channel out.
     """
-    return [p for p in network.parameters() if p.ndim > 1 and len(p) > 1][:-1]
+    return [p for p in network.parameters() if p.ndim > 1 and min(p.flatten(1).shape) > 1][:-1]
 
 
 class Muon(torch.optim.AdamW):
@@ -51,17 +52,22 @@ class Muon(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step down the gradients, those of hidden weights used up by it."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             for p in group["params"] if group["muon"] else []:
                 if p.grad is not None:
                     self._turn(p, p.grad, group["lr"], group["weight_decay"])
                     p.grad = None  # AdamW's own step leaves it alone
-        return super().step(closure)
+        super().step()
+        return loss
 
     def _turn(self, p: Tensor, grad: Tensor, rate: float | Tensor, weight_decay: float) -> None:
         state = self.state[p]
         if not state:
-            state |= {"step": torch.zeros(()), "momentum": torch.zeros_like(p)}  # AdamW counts its steps
+            state |= {
+                "step": torch.zeros(()),
+                "momentum": torch.zeros_like(p),
+            }  # AdamW's loading wants a step
         momentum = state["momentum"].lerp_(grad, 1 - MOMENTUM)
         turn = orthogonal(grad.lerp(momentum, MOMENTUM).flatten(1))
         length = LENGTH * max(turn.shape) ** 0.5

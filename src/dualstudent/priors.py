@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from dualstudent.numerics import exact
+
 GRIDS = (2, 3, 4, 6, 8, 12, 16)  # cells a side of the noise that is blown up
 COARSE = (2, 3, 4, 6, 8)  # of fields that are part of a scene
 SMALL = 12  # pixels a side from which a scene can be seen
@@ -241,7 +243,7 @@ def _field(
         total = torch.zeros(part, channels, h, w, device=device)
         for size, share in ((grid, weight), (other, 1 - weight)):
             raw = torch.randn(part, channels + 1, size + 3, size + 3, device=device)
-            with torch.autocast(device.type, enabled=False):
+            with exact(device):
                 rows, columns = (_bicubic(size, side, device).to(raw.dtype) for side in (h, w))
                 big = rows @ raw @ columns.t()
             common = _uniform(part, device) if channels > 1 else 0.0

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from dualstudent import parallel, priors
+from dualstudent.errors import UserError
 from dualstudent.memory import Memory
 from dualstudent.methods.base import Method, Metrics, Phase, cosine, cut, spend
 from dualstudent.methods.game import ask, learn, usual
-from dualstudent.methods.learners import Learners, Scouts
+from dualstudent.methods.learners import Learners, learners
 from dualstudent.methods.monitor import evenness, nearer, renew
 from dualstudent.methods.procedural import inside
 from dualstudent.methods.worth import best, climbed, worth
@@ -31,8 +32,8 @@ class Frugal(Method[Learners]):
     """
 
     student: str = "auto"  # architecture, or torch:package.module:factory; auto: by the images' shape
-    scout: str = "auto"  # architecture that chooses; auto: the student's, or a small one above 5 MFLOP
-    students: int = 2  # that disagree; their mean is the clone, unless a student above 5 MFLOP is
+    scout: str = "auto"  # architecture that chooses; auto: the student's, a lighter one above 5 MFLOP
+    students: int = 2  # that disagree; their mean is the clone, unless they choose for another
     batch: int = 64  # images asked in a step
     candidates: int = 6  # procedural images for each that is asked
     blind: float = 0.1  # share of the budget asked as it comes, before the students can choose
@@ -68,15 +69,14 @@ class Frugal(Method[Learners]):
         return self.batch
 
     def init(self, spec: Spec) -> Learners:
-        """Return fresh students and an empty memory; a large student learns when scouts have asked."""
+        """Return fresh students and an empty memory, and a large student that others choose for."""
         arch = suited(spec.shape) if self.student == "auto" else self.student
-        scout = scouting(arch, spec.shape) if self.scout == "auto" else self.scout
+        after = self.after * max(self.compute, self.compute_least) > 0
+        scout = self.scout if self.scout != "auto" else scouting(arch, spec.shape) if after else arch
+        if scout != arch and not after:
+            raise UserError(f"--scout {scout}: nothing is learnt after the last query, when {arch} would be")
         students = make_students(spec, scout, self.students, self.max_classes)
-        memory, descent = Memory(self.memory, spec), self.descent(students, spec)
-        if students.arch == arch:
-            return Learners(students, descent, memory)
-        heir = Students(arch, spec.shape, students.outputs, 1, seen=students.seen)
-        return Scouts(students, descent, memory, heir, self.descent(heir, spec))
+        return learners(students, arch, partial(self.descent, spec=spec), Memory(self.memory, spec))
 
     def descent(self, students: Students, spec: Spec) -> torch.optim.Optimizer:
         """Return the optimiser of students: Muon but on labels, where it learns them too well."""
@@ -90,7 +90,7 @@ class Frugal(Method[Learners]):
         left = budget - done
         batches = max(self.compute * left, self.compute_least)
         between = max(1, round((1 - self.after) * batches / max(1, -(-left // self.batch))))
-        later = round(self.after * batches / CHUNK)
+        later = max(round(self.after * batches / CHUNK), int(self.after * batches > 0))
         turn = 1 - self.after if later else 1.0
         rates = cut(cosine, 0.0, turn)
         blind = max(0, min(int(self.blind * budget) - done, left - 2 * parallel.world()) // self.batch)
@@ -124,10 +124,9 @@ class Frugal(Method[Learners]):
         state.students.eval()
         classes, value = state.memory.classes(), partial(worth, sure=self.sure, doubtful=self.doubtful)
         x = best(state.students, value, x, classes, share)
-        half = x[::2].contiguous()  # as a captured program keeps it
         for _ in range(self.climbs if spec.access == Access.PROBS else 0):
-            half = climbed(state.students, value, half, classes, self.stride, spec)
-        x[::2] = half
+            half = x[::2].contiguous()  # as a captured program keeps it
+            x[::2] = climbed(state.students, value, half, classes, self.stride, spec)
         state.students.train()
         return x
 

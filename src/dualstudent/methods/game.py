@@ -98,7 +98,8 @@ def learn(players: Pupils, loss: Loss, x: Tensor, answer: Tensor) -> tuple[Tenso
         logits, each = (torch.cat(parts) for parts in zip(*seen, strict=True))
         return each.mean(), logits
 
-    mean, logits = call(f"learn {len(players.students.members)}", program, x, answer)
+    number = len(players.students.members)  # tells those who learn at different times apart
+    mean, logits = call(f"learn {number}", program, x, answer)
     return mean, logits
 
 

@@ -1,5 +1,6 @@
 """Who learns from what was asked: students, and, where they only choose, the network they choose for."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -37,3 +38,14 @@ class Scouts(Learners):
     def clone(self) -> Clone:
         """The heir, once it has begun to learn; until then the mean of the scouts."""
         return Clone(self.heir) if self.heir_descent.state else super().clone
+
+
+def learners(
+    students: Students, arch: str, descent: Callable[[Students], torch.optim.Optimizer], memory: Memory
+) -> Learners:
+    """Return who learns: the students, and, where the clone is to be of another architecture, its heir."""
+    mine = descent(students)
+    if students.arch == arch:
+        return Learners(students, mine, memory)
+    heir = Students(arch, students.shape, students.outputs, 1, seen=students.seen)
+    return Scouts(students, mine, memory, heir, descent(heir))

@@ -207,12 +207,13 @@ def suited(shape: Shape) -> str:
 
 
 def scouting(arch: str, shape: Shape) -> str:
-    """Return the architecture that chooses what a student learns: its own, of a large one lenet5, or,
-    below 12 pixels, the smallest that fits.
+    """Return the architecture that chooses what a student learns: for one above LIGHT lenet5, or, below 12
+    pixels, the smallest that fits, where that is lighter; else its own.
     """
     if lighter(arch, shape) == 1:
         return arch
-    return smallest(shape) if min(shape[1:]) < 12 else "lenet5"
+    small = smallest(shape) if min(shape[1:]) < 12 else "lenet5"
+    return small if work(small, shape) < work(arch, shape) else arch
 
 
 def work(name: str, shape: Shape, classes: int = 10) -> int:
