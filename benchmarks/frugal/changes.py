@@ -72,19 +72,19 @@ class Breeding(Frugal):
 
 @dataclass(frozen=True)
 class Blending(Frugal):
-    """A third of the candidates are blends of two images that were answered: some lie near a boundary."""
-
-    even: bool = False  # parents of all classes alike
+    """A third of the candidates are blends of two images that were answered, of all classes alike: some lie
+    near a boundary.
+    """
 
     def chosen(self, state: Learners, spec: Spec, images: int, candidates: int) -> Tensor:
         if candidates == 1 or not len(state.memory):
             return super().chosen(state, spec, images, candidates)
-        draw, broad = state.memory.draw_even if self.even else state.memory.draw, priors.broad
+        broad = priors.broad
 
         def blended(count: int, shape: tuple[int, int, int], device: torch.device) -> Tensor:
             x = broad(count, shape, device)
             part = x[: count // 3]
-            pair = [spec.decode(draw(len(part))[0]) for _ in range(2)]
+            pair = [spec.decode(state.memory.draw_even(len(part))[0]) for _ in range(2)]
             part.copy_(pair[0].lerp(pair[1], torch.rand(len(part), 1, 1, 1)))
             return x
 
