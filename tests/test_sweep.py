@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -326,12 +327,53 @@ def test_a_target_elsewhere(write: Write, at_once: Executor, tmp_path: Path) -> 
     assert manifest["data"]["name"] == "digits"
     assert json.loads((run / "result.json").read_text())["agreement"] is not None
     assert sweeps.state(sweeps.read_sweep(path).cells[0]) == "done"
+    for old, new, said in (
+        ('data = "digits"', 'data = "mnist"', "another data"),
+        ("onnx:model.onnx", "torch:some.module:factory", "another target"),
+    ):
+        path.write_text(path.read_text().replace(old, new))
+        with pytest.raises(UserError, match=said):
+            sweeps.state(sweeps.read_sweep(path).cells[0])
+        path.write_text(path.read_text().replace(new, old))
     build(tmp_path / "model.onnx", shape=shape, classes=10, dims=("m", *shape), outputs=outputs)
     with pytest.raises(UserError, match="another target"):
         sweeps.state(sweeps.read_sweep(path).cells[0])
-    path.write_text(path.read_text().replace("onnx:model.onnx", "torch:some.module:factory"))
+
+
+def test_weights_beside_a_model_belong_to_it(write: Write, at_once: Executor, tmp_path: Path) -> None:
+    """Other weights under the same graph are another target; a stopped run goes on where all lies now."""
+    shape, outputs = (1, 8, 8), (("p", "float32", ("n", 10)),)
+    (tmp_path / "model").mkdir()
+    build(
+        tmp_path / "model" / "m.onnx",
+        shape=shape,
+        classes=10,
+        dims=("n", *shape),
+        outputs=outputs,
+        external="w",
+    )
+    path = write(
+        **{
+            'path = "': 'target = "onnx:model/m.onnx"\ndata = "digits"\n#',
+            "[0, 1]": "[0]",
+            '["soft", "hard"]': '["soft"]',
+            '[40, "0.06k"]': "[400]",
+        }
+    )
+    cell = sweeps.read_sweep(path).cells[0]
+    with pytest.raises(Stopped):
+        work(asdict(cell), stop=lambda: True)
+    assert sweeps.state(cell) == "stopped"
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("model", "out", "spec.toml"):
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
+    moved = sweeps.read_sweep(tmp_path / "elsewhere" / "spec.toml")
+    work(asdict(moved.cells[0]))
+    assert sweeps.state(moved.cells[0]) == "done"
+    weights = tmp_path / "elsewhere" / "model" / "w"
+    weights.write_bytes(weights.read_bytes()[::-1])
     with pytest.raises(UserError, match="another target"):
-        sweeps.state(sweeps.read_sweep(path).cells[0])
+        sweeps.state(moved.cells[0])
 
 
 def test_a_sweep_may_move(write: Write, at_once: Executor, tmp_path: Path) -> None:

@@ -55,6 +55,8 @@ from sweep_fixture import Write
         ('path = "', 'data = "digits"\narch = "digits-cn"\n#', "did you mean 'digits-cnn'"),
         ('path = "', 'target = "onnx:m.onnx"\npath = "', "leave path out"),
         ('path = "', 'target = "model"\n#', "(a folder: path = …)"),
+        ('path = "', 'target = "onx:m.onnx"\ndata = "digits"\n#', "did you mean 'onnx'"),
+        ('path = "', 'target = "http+json://x/y"\ndata = "digits"\n#', "unknown kind of target"),
         ('path = "', 'target = "torch:a:b"\n#', "data is missing"),
         ("[[targets]]", '[[targets]]\nname = "digits"\npath = "x"\n[[targets]]', "digits is there twice"),
         ("points = 2", "points = ", "is no TOML"),
@@ -78,5 +80,9 @@ def test_missing_file_and_missing_target(write: Write, capsys: pytest.CaptureFix
     assert "nothing" in capsys.readouterr().err
     path.write_text(path.read_text().replace('path = "nothing"', 'target = "onnx:no.onnx"\ndata = "digits"'))
     assert main(["sweep", str(path)]) == 2
-    assert "no.onnx" in capsys.readouterr().err
+    assert "no.onnx (a relative FILE is looked for beside the sweep's file)" in capsys.readouterr().err
+    path.write_text(re.sub("onnx:no.onnx.*\ndata = .*", 'torch:a:b"\ndata = "digts"', path.read_text()))
+    assert main(["sweep", str(path)]) == 2
+    assert "did you mean 'digits'" in capsys.readouterr().err
+    assert not (path.parent / "out" / "runs").exists(), "nothing was begun"
     assert main(["sweep", str(path), "--jobs", "0"]) == 2

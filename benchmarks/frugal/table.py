@@ -30,11 +30,13 @@ def peers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def reached(row: dict[str, Any], level: float) -> str:
-    """Return the queries at which the mean curve first reaches a level, interpolated."""
-    before = None
+    """Return the queries at which the mean curve first reaches a level, interpolated; in its last part, where
+    the learning after the last query lies, all of them.
+    """
+    before, last = None, row["curve"][-1][0]
     for queries, value in row["curve"]:
         if value >= level:
-            share = 1.0 if before is None else (level - before[1]) / (value - before[1])
+            share = 1.0 if before is None or queries == last else (level - before[1]) / (value - before[1])
             start = queries if before is None else before[0]
             return f"{start + share * (queries - start):,.0f}"
         before = (queries, value)

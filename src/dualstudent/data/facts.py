@@ -86,3 +86,9 @@ def find(name: str) -> DataSet | None:
         return text.lower().replace("-", "").replace("_", "")
 
     return next((facts for facts in DATA_SETS.values() if squash(facts.name) == squash(name)), None)
+
+
+def known_as(name: str) -> str:
+    """Return what a manifest calls a data set: its proper name, a folder's as it was given."""
+    facts = find(name)
+    return name if facts is None else facts.name

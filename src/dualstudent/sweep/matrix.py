@@ -20,6 +20,13 @@ _WHICH = ("labels", "seeds", "budgets")  # of the whole sweep, or of one method
 _TOP = ("name", "out", *_WHICH, "threads", "points", "precision", "data_dir", "targets", "methods")
 _TARGET = ("name", "path", "target", "data", "arch", "seed", "epochs", "training", "options", "split")
 _METHOD = ("name", "method", "preset", "options", "start", "precision", "targets", *_WHICH)
+KINDS = (
+    "onnx",
+    "torch",
+    "python",
+    "http",
+    "https",
+)  # a sweep has no tokens, nor templates
 T = TypeVar("T")
 
 
@@ -190,6 +197,8 @@ def _elsewhere(path: Path, entry: dict[str, Any], options: dict[str, Any] | None
         raise UserError(
             f"target = '{reference}': onnx:FILE, torch:…, python:… or an address (a folder: path = …)"
         )
+    if kind not in KINDS:
+        raise unknown("kind of target", kind, KINDS)
     if kind == "onnx":
         reference = f"onnx:{(path.parent / rest).resolve()}"
     name, data = _folder_name(_one(entry, "name", str)), _one(entry, "data", str)

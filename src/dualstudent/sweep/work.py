@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dualstudent.data import load_data
+from dualstudent.data import known_as, load_data
 from dualstudent.errors import Stopped, UserError
 from dualstudent.experiment import choose_device, extract, resume
 from dualstudent.files import read_json, write_json
@@ -49,8 +49,11 @@ def state(cell: Cell) -> State:
         changed.insert(0, "recipe")
     if _plain(manifest["target"]["options"]) != _plain(cell.target.options):
         changed.append("target options")
-    if manifest["data"] is not None and manifest["data"]["split"] != cell.target.split:
+    judged = manifest["data"] or {"split": cell.target.split, "name": None}
+    if judged["split"] != cell.target.split:
         changed.append("split")
+    if cell.target.data is not None and judged["name"] != known_as(cell.target.data):
+        changed.append("data")
     if manifest["numerics"]["precision"] != Numerics(cell.precision).on(manifest["device"]).precision:
         changed.append("precision")
     if _another(cell.target, manifest["target"]) or _trained_otherwise(cell.target):
@@ -62,7 +65,8 @@ def state(cell: Cell) -> State:
     result = read_json(folder / "result.json") if (folder / "result.json").is_file() else {}
     if result.get("complete"):
         return "done"
-    return "stopped" if (folder / "snapshot.pt").is_file() else "open"
+    kept = any((folder / name).is_file() for name in ("snapshot.pt", "snapshot.previous.pt"))
+    return "stopped" if kept else "open"
 
 
 def _plain(options: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -82,8 +86,10 @@ def _another(goal: Goal, known: Mapping[str, Any]) -> bool:
     record, (kind, _, rest) = Path(goal.path) / "target.json", goal.path.partition(":")
     if goal.data is None:
         return record.is_file() and known["sha256"] != read_json(record)["sha256"]
-    if kind == "onnx":  # wherever it lies
-        return Path(rest).is_file() and known["sha256"] != file_sum(Path(rest))
+    place = Path(rest).parent
+    if kind == "onnx" and known["files"] and Path(rest).is_file():  # wherever it lies
+        files = {place / name: digest for name, digest in known["files"].items()}
+        return not all(file.is_file() and file_sum(file) == digest for file, digest in files.items())
     return bool(known["reference"] != goal.path)
 
 
@@ -104,7 +110,8 @@ def prepare(goal: Goal, data_dir: str | None) -> None:
     if goal.data is not None:
         kind, _, rest = goal.path.partition(":")
         if kind == "onnx" and not Path(rest).is_file():
-            raise UserError(f"no model {rest}: target = 'onnx:FILE', from the sweep file's place")
+            raise UserError(f"no model {rest} (a relative FILE is looked for beside the sweep's file)")
+        load_data(goal.data, goal.split, folder=data_dir)
         return
     folder = Path(goal.path)
     if (folder / "target.json").is_file():
@@ -135,7 +142,7 @@ def work(values: Mapping[str, Any], stop: Callable[[], bool] = lambda: False) ->
     keep_memory()
     torch.set_num_threads(cell.threads)
     if state(cell) == "stopped":
-        resume(cell.path, stop=stop)
+        resume(cell.path, place=None if cell.target.data is None else cell.target.path, stop=stop)
         return
     options, device = cell.seen_as(), choose_device("auto")
     opened = open_target(cell.target.path, options, device=device)
