@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from dualstudent.methods.base import descend
 from dualstudent.muon import Muon, hidden, orthogonal
 from dualstudent.networks import classifier
 
@@ -172,3 +173,26 @@ def test_two_networks_are_stepped_each_for_itself() -> None:
     optimiser = Muon(networks, 0.01, 0.3)
     _learnt(optimiser, networks[0])  # no gradient reaches the other
     assert all(torch.equal(*pair) for pair in zip(networks[1].parameters(), still.parameters(), strict=True))
+
+
+def test_optimisers_step_in_one_thread() -> None:
+    """Whatever is told, and the others are there again after it, an error of the step included."""
+    network, seen = nn.Linear(2, 2), list[int]()
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure: object = None) -> None:  # type: ignore[override]
+            seen.append(torch.get_num_threads())
+            if len(seen) == 2:
+                raise ValueError("it failed")
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        descend(Watched(network.parameters(), 0.1), network(torch.ones(1, 2)).sum())
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+        optimiser = Watched(network.parameters(), 0.1)
+        with pytest.raises(ValueError, match="it failed"):
+            descend(optimiser, network(torch.ones(1, 2)).sum())
+        assert (seen, torch.get_num_threads()) == ([1, 1], 2)
+    finally:
+        torch.set_num_threads(before)

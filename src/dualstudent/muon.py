@@ -64,10 +64,8 @@ class Muon(torch.optim.AdamW):
     def _turn(self, p: Tensor, grad: Tensor, rate: float | Tensor, weight_decay: float) -> None:
         state = self.state[p]
         if not state:
-            state |= {
-                "step": torch.zeros(()),
-                "momentum": torch.zeros_like(p),
-            }  # AdamW's loading wants a step
+            state["momentum"] = torch.zeros_like(p)
+            state["step"] = torch.zeros(())  # AdamW's loading of a state wants one
         momentum = state["momentum"].lerp_(grad, 1 - MOMENTUM)
         turn = orthogonal(grad.lerp(momentum, MOMENTUM).flatten(1))
         length = LENGTH * max(turn.shape) ** 0.5

@@ -16,6 +16,7 @@ from dualstudent import parallel
 from dualstudent.data import Images
 from dualstudent.errors import UserError, unknown
 from dualstudent.networks import Clone
+from dualstudent.numerics import one_thread
 from dualstudent.oracle import Oracle
 from dualstudent.spec import Access, Spec
 
@@ -212,7 +213,8 @@ def descend(optimiser: torch.optim.Optimizer, losses: Float[Tensor, ""] | Iterat
     for loss in [losses] if isinstance(losses, Tensor) else losses:
         loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
     parallel.average_gradients(parameters)
-    optimiser.step()
+    with one_thread():
+        optimiser.step()
 
 
 @contextmanager
