@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dualstudent import priors
-from dualstudent.losses import distillation, spread
+from dualstudent.losses import cross_entropy, distillation, spread
 from dualstudent.methods import Frugal
 from dualstudent.methods.base import Metrics, descend
 from dualstudent.methods.frugal import CHUNK
-from dualstudent.methods.game import learn, usual
+from dualstudent.methods.game import Loss, learn, usual
 from dualstudent.methods.learners import Learners
 from dualstudent.methods.procedural import inside
 from dualstudent.methods.worth import worth
@@ -191,26 +191,57 @@ class Painting(Frugal):
 
 
 @dataclass(frozen=True)
-class Distant(Frugal):
-    """What is learnt of probabilities is the distance of logits, ℓ1, as in the paper."""
+class Taught(Frugal):
+    """Light students that learn by another loss, or other batches than are remembered: for those below."""
+
+    def loss(self, spec: Spec) -> Loss:
+        return usual(spec, self.temperature)
+
+    def drawn(self, state: Learners) -> tuple[Tensor, Tensor]:
+        return state.memory.draw(self.learnt)
 
     def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK, last: bool = False) -> Metrics:
-        loss = usual(oracle.spec)
-        losses = [learn(state, loss, *state.memory.draw(self.learnt))[0] for _ in range(batches)]
+        loss = self.loss(oracle.spec)
+        losses = [learn(state, loss, *self.drawn(state))[0] for _ in range(batches)]
         return {"loss": torch.stack(losses).mean()}
 
 
 @dataclass(frozen=True)
-class Smoothing(Frugal):
+class Distant(Taught):
+    """What is learnt of probabilities is the distance of logits, ℓ1, as in the paper."""
+
+    def loss(self, spec: Spec) -> Loss:
+        return usual(spec)
+
+
+@dataclass(frozen=True)
+class Smoothing(Taught):
     """A tenth of each label is spread over all classes."""
 
-    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK, last: bool = False) -> Metrics:
-        def loss(logits: Tensor, answer: Tensor) -> Tensor:
-            smooth = 0.9 * answer + 0.1 / answer.shape[1]
-            return -(smooth * logits.log_softmax(2)).sum(2)
+    def loss(self, spec: Spec) -> Loss:
+        return lambda logits, answer: cross_entropy(logits, 0.9 * answer + 0.1 / answer.shape[1])
 
-        losses = [learn(state, loss, *state.memory.draw(self.learnt))[0] for _ in range(batches)]
-        return {"loss": torch.stack(losses).mean()}
+
+@dataclass(frozen=True)
+class Noisy(Taught):
+    """What is learnt again is learnt with a little noise."""
+
+    def drawn(self, state: Learners) -> tuple[Tensor, Tensor]:
+        x, answer = super().drawn(state)
+        return x + 0.03 * torch.randn_like(x), answer
+
+
+@dataclass(frozen=True)
+class Doubting(Taught):
+    """Of twice as many remembered, those are learnt on which the students disagree."""
+
+    def drawn(self, state: Learners) -> tuple[Tensor, Tensor]:
+        x, answer = state.memory.draw(2 * self.learnt)
+        with torch.no_grad():
+            doubt = spread(state.students(x)).clamp_min(1e-4).log()
+        luck = -torch.log(-torch.log(torch.rand(len(x))))
+        rows = (doubt + luck).topk(self.learnt).indices
+        return x[rows], answer[rows]
 
 
 @dataclass(frozen=True)
@@ -234,34 +265,4 @@ class Consistent(Frugal):
                 both.append(loss(told[None], answer).mean() + apart.mean())
             descend(state.student_descent, sum(both))  # type: ignore[arg-type]
             losses.append(torch.stack([each.detach() for each in both]).mean())
-        return {"loss": torch.stack(losses).mean()}
-
-
-@dataclass(frozen=True)
-class Noisy(Frugal):
-    """What is learnt again is learnt with a little noise."""
-
-    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK, last: bool = False) -> Metrics:
-        losses = []
-        for _ in range(batches):
-            x, answer = state.memory.draw(self.learnt)
-            losses.append(
-                learn(state, usual(oracle.spec, self.temperature), x + 0.03 * torch.randn_like(x), answer)[0]
-            )
-        return {"loss": torch.stack(losses).mean()}
-
-
-@dataclass(frozen=True)
-class Doubting(Frugal):
-    """Of twice as many remembered, those are learnt on which the students disagree."""
-
-    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK, last: bool = False) -> Metrics:
-        losses = []
-        for _ in range(batches):
-            x, answer = state.memory.draw(2 * self.learnt)
-            with torch.no_grad():
-                doubt = spread(state.students(x)).clamp_min(1e-4).log()
-            luck = -torch.log(-torch.log(torch.rand(len(x))))
-            rows = (doubt + luck).topk(self.learnt).indices
-            losses.append(learn(state, usual(oracle.spec, self.temperature), x[rows], answer[rows])[0])
         return {"loss": torch.stack(losses).mean()}
