@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 import dualstudent as ds
-from sweep_fixture import SPEC, Write
+from dualstudent.sweep import work as working
+from sweep_fixture import SPEC, Executor, Write
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +78,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("data"):
             item.user_properties.append(("data", "1"))
+
+
+@pytest.fixture
+def at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Executor:
+    executor = Executor(tmp_path)
+    monkeypatch.setattr(working, "_executor", lambda logs, slurm: executor)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    return executor
 
 
 @pytest.fixture

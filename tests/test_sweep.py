@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ from dualstudent.cli import main
 from dualstudent.errors import Stopped, UserError
 from dualstudent.sweep import work as working
 from dualstudent.sweep.summary import over_seeds
-from dualstudent.sweep.work import parse_slurm, work
-from onnx_fixture import build
-from sweep_fixture import Write
+from dualstudent.sweep.work import parse_slurm
+from sweep_fixture import Executor, Write
 
 
 def test_the_cells(write: Write) -> None:
@@ -64,57 +62,6 @@ def test_slurm_parameters_reach_submitit(tmp_path: Path, monkeypatch: pytest.Mon
     assert given == {"cluster": "slurm", "timeout_min": 600, "slurm_partition": "gpu"}
     with pytest.raises(UserError, match="--slurm typo: no such parameter"):
         working._executor(tmp_path, {"typo": "1"})
-
-
-class Job:
-    """A job done at once, in this process; fails where it is told to."""
-
-    def __init__(self, values: dict[str, Any], log: Path, fail: str) -> None:
-        self.error: Exception | None = None
-        self.path = values["path"]
-        self.paths = type("Paths", (), {"stderr": log})
-        self.polls = 0
-        try:
-            if fail and fail in values["path"]:
-                raise UserError("the target is gone")
-            work(values)
-        except Exception as error:
-            self.error = error
-
-    def done(self) -> bool:
-        self.polls += 1
-        return self.polls > 2
-
-    def result(self) -> None:
-        if self.error is not None:
-            raise self.error
-
-    def cancel(self, check: bool) -> None:
-        pass
-
-
-class Executor:
-    """Counts how many jobs are unfinished at once."""
-
-    def __init__(self, folder: Path, fail: str = "") -> None:
-        self.folder, self.fail = folder, fail
-        self.jobs: list[Job] = []
-        self.most = 0
-
-    def submit(self, function: Any, values: dict[str, Any]) -> Job:
-        assert function is work
-        json.dumps(values)  # plain values only: a worker may be on another machine
-        self.jobs.append(Job(values, self.folder / "log.err", self.fail))
-        self.most = max(self.most, sum(job.polls <= 2 for job in self.jobs))
-        return self.jobs[-1]
-
-
-@pytest.fixture
-def at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Executor:
-    executor = Executor(tmp_path)
-    monkeypatch.setattr(working, "_executor", lambda logs, slurm: executor)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    return executor
 
 
 def test_failed_cells_are_listed_and_the_rest_is_done(
@@ -260,120 +207,6 @@ def test_a_run_whose_start_failed_says_so(write: Write, at_once: Executor) -> No
     assert "narrow/soft/40/seed0" in told["digits/one seed/soft/40/seed0"], (
         "it names what it had to start from"
     )
-
-
-def test_targets_with_options_training_and_precision(write: Write, at_once: Executor, tmp_path: Path) -> None:
-    path = write(
-        **{
-            'path = "': 'training = { epochs = 1, batch = 100 }\ndata = "digits"\narch = "digits-cnn"\n'
-            'split = "train"\noptions = { space = "normalised" }\n#',
-            "points = 2": 'points = 1\nprecision = "bf16"',
-            "[0, 1]": "[0]",
-            '["soft", "hard"]': '["soft"]',
-            '[40, "0.06k"]': "[40]",
-        }
-    )
-    sweep = sweeps.read_sweep(path)
-    assert sweeps.start(sweep).failed == {}
-    about = json.loads((tmp_path / "out" / "targets" / "digits" / "target.json").read_text())
-    assert about["epochs"] == 1
-    manifest = json.loads((Path(sweep.cells[0].path) / "manifest.json").read_text())
-    assert manifest["target"]["options"]["space"] == "normalised"
-    assert manifest["data"]["split"] == "train"
-    assert manifest["numerics"]["precision"] == "bf16"
-    assert sweeps.state(sweeps.read_sweep(path).cells[0]) == "done"
-    record = tmp_path / "out" / "targets" / "digits" / "sweep.json"
-    older = json.loads(record.read_text())
-    del older["training"]["cutout"]
-    record.write_text(json.dumps(older))
-    assert sweeps.state(sweeps.read_sweep(path).cells[0]) == "done", "an option that has come since"
-    text = path.read_text()
-    for old, new, said in (
-        ('"bf16"', '"fp32"', "another precision"),
-        ('split = "train"', "", "another split"),
-        ('"normalised"', '"pixels"', "another target options"),
-    ):
-        path.write_text(text.replace(old, new))
-        with pytest.raises(UserError, match=said):
-            sweeps.state(sweeps.read_sweep(path).cells[0])
-    path.write_text(text.replace("epochs = 1", "epochs = 2"))
-    with pytest.raises(UserError, match="another target"):
-        sweeps.state(sweeps.read_sweep(path).cells[0])
-    path.write_text(
-        path.read_text().replace("seeds = [5]", "seeds = [6]").replace("seeds = [0]", "seeds = [7]")
-    )
-    with pytest.raises(UserError, match="was trained otherwise than the sweep says"):
-        sweeps.start(sweeps.read_sweep(path))
-
-
-def test_a_target_elsewhere(write: Write, at_once: Executor, tmp_path: Path) -> None:
-    """An ONNX model beside the file, judged on the data that are named; another model is refused."""
-    shape = (1, 8, 8)
-    outputs = (("p", "float32", ("n", 10)),)
-    build(tmp_path / "model.onnx", shape=shape, classes=10, dims=("n", *shape), outputs=outputs)
-    path = write(
-        **{
-            'path = "': 'target = "onnx:model.onnx"\ndata = "digits"\n#',
-            "[0, 1]": "[0]",
-            '["soft", "hard"]': '["soft"]',
-            '[40, "0.06k"]': "[40]",
-        }
-    )
-    sweep = sweeps.read_sweep(path)
-    assert sweeps.start(sweep).failed == {}
-    run = Path(sweep.cells[0].path)
-    manifest = json.loads((run / "manifest.json").read_text())
-    assert manifest["target"]["reference"] == f"onnx:{tmp_path / 'model.onnx'}"
-    assert manifest["data"]["name"] == "digits"
-    assert json.loads((run / "result.json").read_text())["agreement"] is not None
-    assert sweeps.state(sweeps.read_sweep(path).cells[0]) == "done"
-    for old, new, said in (
-        ('data = "digits"', 'data = "mnist"', "another data"),
-        ("onnx:model.onnx", "torch:some.module:factory", "another target"),
-    ):
-        path.write_text(path.read_text().replace(old, new))
-        with pytest.raises(UserError, match=said):
-            sweeps.state(sweeps.read_sweep(path).cells[0])
-        path.write_text(path.read_text().replace(new, old))
-    build(tmp_path / "model.onnx", shape=shape, classes=10, dims=("m", *shape), outputs=outputs)
-    with pytest.raises(UserError, match="another target"):
-        sweeps.state(sweeps.read_sweep(path).cells[0])
-
-
-def test_weights_beside_a_model_belong_to_it(write: Write, at_once: Executor, tmp_path: Path) -> None:
-    """Other weights under the same graph are another target; a stopped run goes on where all lies now."""
-    shape, outputs = (1, 8, 8), (("p", "float32", ("n", 10)),)
-    (tmp_path / "model").mkdir()
-    build(
-        tmp_path / "model" / "m.onnx",
-        shape=shape,
-        classes=10,
-        dims=("n", *shape),
-        outputs=outputs,
-        external="w",
-    )
-    path = write(
-        **{
-            'path = "': 'target = "onnx:model/m.onnx"\ndata = "digits"\n#',
-            "[0, 1]": "[0]",
-            '["soft", "hard"]': '["soft"]',
-            '[40, "0.06k"]': "[400]",
-        }
-    )
-    cell = sweeps.read_sweep(path).cells[0]
-    with pytest.raises(Stopped):
-        work(asdict(cell), stop=lambda: True)
-    assert sweeps.state(cell) == "stopped"
-    (tmp_path / "elsewhere").mkdir()
-    for name in ("model", "out", "spec.toml"):
-        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
-    moved = sweeps.read_sweep(tmp_path / "elsewhere" / "spec.toml")
-    work(asdict(moved.cells[0]))
-    assert sweeps.state(moved.cells[0]) == "done"
-    weights = tmp_path / "elsewhere" / "model" / "w"
-    weights.write_bytes(weights.read_bytes()[::-1])
-    with pytest.raises(UserError, match="another target"):
-        sweeps.state(moved.cells[0])
 
 
 def test_a_sweep_may_move(write: Write, at_once: Executor, tmp_path: Path) -> None:
