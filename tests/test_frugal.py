@@ -245,7 +245,7 @@ def test_who_learns_nothing_at_the_end_is_not_chosen_for(nothing: dict[str, floa
     spec = ds.Spec((3, 16, 16), 4)
     state = Frugal(student="resnet18", **nothing).init(spec)  # type: ignore[arg-type]
     assert (state.clone.arch, len(state.clone.students)) == ("resnet18", 2)
-    with pytest.raises(ds.UserError, match="--scout lenet5: nothing is learnt after the last query"):
+    with pytest.raises(ds.UserError, match="--scout lenet5 wants --after and --compute above 0"):
         Frugal(student="resnet18", scout="lenet5", **nothing).init(spec)  # type: ignore[arg-type]
     little = Frugal(student="resnet18", after=0.001, compute_least=60)
     assert [phase.steps for phase in little.phases(8) if phase.name == "after"] == [1]

@@ -74,12 +74,12 @@ class Frugal(Method[Learners]):
         after = self.after * max(self.compute, self.compute_least) > 0
         scout = self.scout if self.scout != "auto" else scouting(arch, spec.shape) if after else arch
         if scout != arch and not after:
-            raise UserError(f"--scout {scout}: nothing is learnt after the last query, when {arch} would be")
+            raise UserError(f"--scout {scout} wants --after and --compute above 0: only then {arch} learns")
         students = make_students(spec, scout, self.students, self.max_classes)
         return learners(students, arch, partial(self.descent, spec=spec), Memory(self.memory, spec))
 
     def descent(self, students: Students, spec: Spec) -> torch.optim.Optimizer:
-        """Return the optimiser of students: Muon but on labels, where it learns them too well."""
+        """Return the optimiser of students: Muon, but AdamW on labels, of which Muon makes less."""
         if spec.access != Access.LABEL:
             return Muon(students.members, self.rate_soft, self.weight_decay)
         parameters, decay = students.parameters(), self.weight_decay

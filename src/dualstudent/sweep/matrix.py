@@ -20,13 +20,7 @@ _WHICH = ("labels", "seeds", "budgets")  # of the whole sweep, or of one method
 _TOP = ("name", "out", *_WHICH, "threads", "points", "precision", "data_dir", "targets", "methods")
 _TARGET = ("name", "path", "target", "data", "arch", "seed", "epochs", "training", "options", "split")
 _METHOD = ("name", "method", "preset", "options", "start", "precision", "targets", *_WHICH)
-KINDS = (
-    "onnx",
-    "torch",
-    "python",
-    "http",
-    "https",
-)  # a sweep has no tokens, nor templates
+KINDS = ("onnx", "torch", "python", "http", "https")  # a sweep has no tokens, nor templates
 T = TypeVar("T")
 
 
