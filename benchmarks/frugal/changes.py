@@ -14,7 +14,7 @@ from dualstudent.losses import cross_entropy, distillation, spread
 from dualstudent.methods import Frugal
 from dualstudent.methods.base import Metrics, descend
 from dualstudent.methods.frugal import CHUNK
-from dualstudent.methods.game import Loss, learn, usual
+from dualstudent.methods.game import Loss, learn, sgd, usual
 from dualstudent.methods.learners import Learners
 from dualstudent.methods.procedural import inside
 from dualstudent.methods.worth import worth
@@ -124,13 +124,21 @@ class Averaging(Frugal):
 
 
 @dataclass(frozen=True)
-class Otherwise(Frugal):
-    """AdamW where Muon is, and Muon where AdamW is."""
+class Adapting(Frugal):
+    """AdamW instead of Muon."""
 
-    def descent(self, students: Students, spec: Spec) -> torch.optim.Optimizer:
-        other = Access.PROBS if spec.access == Access.LABEL else Access.LABEL
-        rates = replace(self, rate_soft=self.rate_hard, rate_hard=self.rate_soft)
-        return Frugal.descent(rates, students, replace(spec, access=other))
+    def descent(self, students: Students) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(students.parameters(), self.rate, weight_decay=self.weight_decay, fused=True)
+
+
+@dataclass(frozen=True)
+class Plain(Frugal):
+    """SGD with momentum 0.9 instead of Muon, as procedural's."""
+
+    weight_decay: float = 5e-4
+
+    def descent(self, students: Students) -> torch.optim.Optimizer:
+        return sgd(students, self.rate, 0.9, self.weight_decay)
 
 
 class Painter(nn.Module):

@@ -8,6 +8,7 @@ out=runs/frugal-signs
 [ -f "$out/target/target.json" ] ||
   .venv/bin/dualstudent target train "$out/data" --arch lenet5 --out "$out/target"
 PYTHONPATH=benchmarks .venv/bin/python benchmarks/frugal/variants.py --target "$out/target" --data "$out/data" \
-  --queries 10k --labels soft --seeds 0 --out "$out/runs" --results benchmarks/frugal/signs.json \
+  --queries 10k --labels soft hard --seeds 0 --out "$out/runs" --results benchmarks/frugal/signs.json \
   --command benchmarks/frugal/signs.sh \
-  --only "as it is" "ℓ1 of logits, rate 0.003" "temperature 1" "nothing climbs" "AdamW"
+  --only "as it is" "ℓ1 of logits" "temperature 1" "nothing climbs" "AdamW, rate 0.003" "SGD, rate 0.05" \
+  "rate 0.006" "rate 0.03" "decay 0.1" "decay 1"

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import tyro
 from changes import (
+    Adapting,
     Averaging,
     Blending,
     Breeding,
@@ -22,8 +23,8 @@ from changes import (
     Distant,
     Doubting,
     Noisy,
-    Otherwise,
     Painting,
+    Plain,
     Smoothing,
 )
 from summary import read, write
@@ -35,14 +36,14 @@ from dualstudent.spec import parse_count
 
 VARIANTS: dict[str, Frugal] = {
     "as it is": Frugal(student="lenet5"),
-    "AdamW": Otherwise(student="lenet5"),
-    "Muon": Otherwise(student="lenet5"),
+    "AdamW, rate 0.003": Adapting(student="lenet5", rate=3e-3),
+    "AdamW, rate 0.006": Adapting(student="lenet5", rate=6e-3),
+    "SGD, rate 0.05": Plain(student="lenet5", rate=0.05),
     "a generator paints over a half of the candidates": Painting(student="lenet5"),
-    "ℓ1 of logits, rate 0.003": Distant(student="lenet5", rate_soft=3e-3),
+    "ℓ1 of logits": Distant(student="lenet5"),
     "temperature 1": Frugal(student="lenet5", temperature=1.0),
-    "rate 0.003": Frugal(student="lenet5", rate_soft=3e-3),
-    "rate 0.01": Frugal(student="lenet5", rate_soft=1e-2),
-    "rate 0.006": Frugal(student="lenet5", rate_hard=6e-3),
+    "rate 0.006": Frugal(student="lenet5", rate=6e-3),
+    "rate 0.03": Frugal(student="lenet5", rate=3e-2),
     "nothing climbs": Frugal(student="lenet5", climbs=0),
     "a half climbs": Climbing(student="lenet5"),
     "a half of the candidates bred from answered images": Breeding(student="lenet5"),
@@ -52,8 +53,9 @@ VARIANTS: dict[str, Frugal] = {
     "students follow their mean on images not asked": Consistent(student="lenet5"),
     "noise of 0.03 on what is learnt": Noisy(student="lenet5"),
     "replay by disagreement": Doubting(student="lenet5"),
-    "half as much learning": Frugal(student="lenet5", compute_least=1500, compute=0.25),
-    "twice as much learning": Frugal(student="lenet5", compute_least=6000, compute=1.0),
+    "half as much learning": Frugal(student="lenet5", compute_least=1500, compute=0.175),
+    "twice as much learning": Frugal(student="lenet5", compute_least=6000, compute=0.7),
+    "decay 0.1": Frugal(student="lenet5", weight_decay=0.1),
     "decay 1": Frugal(student="lenet5", weight_decay=1.0),
     "looks count for nothing (sure 0)": Frugal(student="lenet5", sure=0.0),
     "disagreement counts for nothing (doubtful 0)": Frugal(student="lenet5", doubtful=0.0),
@@ -62,11 +64,8 @@ VARIANTS: dict[str, Frugal] = {
     "4 students": Frugal(student="lenet5", students=4),
 }
 ALONE = {  # what makes a difference for one kind of answer only
-    **dict.fromkeys(("label smoothing 0.1", "a half climbs", "rate 0.006"), "hard"),
-    "AdamW": "soft",
-    "Muon": "hard",
-    **dict.fromkeys([name for name in VARIANTS if "ℓ1" in name or "temperature" in name], "soft"),
-    **dict.fromkeys(("rate 0.003", "rate 0.01", "nothing climbs"), "soft"),
+    **dict.fromkeys(("label smoothing 0.1", "a half climbs"), "hard"),
+    **dict.fromkeys(("ℓ1 of logits", "temperature 1", "nothing climbs"), "soft"),
 }
 
 

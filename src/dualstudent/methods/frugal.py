@@ -11,7 +11,7 @@ from torch import Tensor
 from dualstudent import parallel, priors
 from dualstudent.errors import UserError
 from dualstudent.memory import Memory
-from dualstudent.methods.base import Method, Metrics, Phase, cosine, cut, spend
+from dualstudent.methods.base import Method, Metrics, Phase, Rate, cosine, cut, spend
 from dualstudent.methods.game import ask, learn, usual
 from dualstudent.methods.learners import Learners, learners
 from dualstudent.methods.monitor import evenness, nearer, renew
@@ -41,14 +41,13 @@ class Frugal(Method[Learners]):
     doubtful: float = 1.0  # weight of the students' disagreement: power of its sum over classes
     climbs: int = 3  # steps uphill of a half of what is asked, where all probabilities are answered
     stride: float = 0.01  # root mean square of such a step, in the range of pixels
-    compute: float = 0.5  # batches that each student learns, for each query; a large one fewer
+    compute: float = 0.35  # batches that each student learns, for each query; a large one fewer
     compute_least: int = 3000  # batches that each student learns at least; a large one fewer
     after: float = 0.8  # share of them that are learnt after the last query
     learnt: int = 128  # images of a batch that is learnt
     memory: int = 1_000_000  # exchanges kept
     temperature: float = 4.0  # of the distillation of probabilities
-    rate_soft: float = 6e-3  # learning rate of the students' Muon on probabilities
-    rate_hard: float = 3e-3  # learning rate of the students' AdamW on labels
+    rate: Rate = 0.015  # learning rate of the students' Muon
     weight_decay: float = 0.3  # of the students: each step takes rate × 0.3 of a weight
     max_classes: int = 1000  # size of the head where the number of classes is unknown
 
@@ -61,7 +60,7 @@ class Frugal(Method[Learners]):
     def __post_init__(self) -> None:
         self.at_least(students=2, batch=2, candidates=1, blind=0, sure=0, doubtful=0, compute=0, after=0)
         self.at_least(compute_least=0, learnt=2, memory=self.batch + 2, max_classes=2, climbs=0, stride=0)
-        self.at_least(rate_soft=0, rate_hard=0, weight_decay=0, temperature=0.1)
+        self.at_least(rate=0, weight_decay=0, temperature=0.1)
         self.plausible()
 
     @property
@@ -76,14 +75,11 @@ class Frugal(Method[Learners]):
         if scout != arch and not after:
             raise UserError(f"--scout {scout} wants --after and --compute above 0: only then {arch} learns")
         students = make_students(spec, scout, self.students, self.max_classes)
-        return learners(students, arch, partial(self.descent, spec=spec), Memory(self.memory, spec))
+        return learners(students, arch, self.descent, Memory(self.memory, spec))
 
-    def descent(self, students: Students, spec: Spec) -> torch.optim.Optimizer:
-        """Return the optimiser of students: Muon, but AdamW on labels, of which Muon makes less."""
-        if spec.access != Access.LABEL:
-            return Muon(students.members, self.rate_soft, self.weight_decay)
-        parameters, decay = students.parameters(), self.weight_decay
-        return torch.optim.AdamW(parameters, self.rate_hard, weight_decay=decay, fused=True)
+    def descent(self, students: Students) -> torch.optim.Optimizer:
+        """Return the optimiser of students."""
+        return Muon(students.members, self.rate, self.weight_decay)
 
     def phases(self, budget: int, done: int = 0) -> Sequence[Phase[Learners]]:
         """Return steps that ask images as they come, steps that choose, then steps that only learn."""
