@@ -290,6 +290,16 @@ def test_a_memory_draws_all_classes_alike() -> None:
     assert drawn.tolist() == pytest.approx([0.5, 0.5, 0.0], abs=0.05)
 
 
+@pytest.mark.parametrize(("budget", "share"), [(1000, 1.0), (20_000, 1.0), (80_000, 0.5), (320_000, 0.25)])
+def test_who_learns_longer_learns_at_lower_rates(budget: int, share: float) -> None:
+    """Above 7,000 batches, by the root of how many more; down to zero in the end."""
+    first, *_, last = Frugal().phases(budget)
+    assert first.schedule(0.0) == pytest.approx(share)
+    assert last.schedule(1.0) == pytest.approx(0.0)
+    rates = [p.schedule(i / p.steps) for p in Frugal().phases(budget) for i in range(p.steps)]
+    assert all(a >= b for a, b in itertools.pairwise(rates))
+
+
 def test_rates_are_set_by_the_engine(linear: Callable[..., Linear]) -> None:
     state = Frugal(student="digits-cnn", rate=0.01).init(linear().spec)
     pace(state, 0.5)

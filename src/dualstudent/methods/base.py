@@ -145,6 +145,11 @@ def cosine(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def scaled(schedule: Schedule, factor: float) -> Schedule:
+    """Return a schedule of rates that are lower by a factor."""
+    return lambda progress: factor * schedule(progress)
+
+
 def cut(schedule: Schedule, start: float, stop: float) -> Schedule:
     """Return the part of a schedule between two progresses, as a schedule of its own."""
     return lambda progress: schedule(start + progress * (stop - start))

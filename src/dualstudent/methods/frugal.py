@@ -11,7 +11,7 @@ from torch import Tensor
 from dualstudent import parallel, priors
 from dualstudent.errors import UserError
 from dualstudent.memory import Memory
-from dualstudent.methods.base import Method, Metrics, Phase, Rate, cosine, cut, spend
+from dualstudent.methods.base import Method, Metrics, Phase, Rate, cosine, cut, scaled, spend
 from dualstudent.methods.game import ask, learn, usual
 from dualstudent.methods.learners import Learners, learners
 from dualstudent.methods.monitor import evenness, nearer, renew
@@ -23,6 +23,7 @@ from dualstudent.oracle import Oracle
 from dualstudent.spec import Access, Spec
 
 CHUNK = 8  # batches learnt in a step that asks nothing
+LONG = 7000  # batches above which more of them are learnt at lower rates: by the root of how many
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Frugal(Method[Learners]):
     learnt: int = 128  # images of a batch that is learnt
     memory: int = 1_000_000  # exchanges kept
     temperature: float = 4.0  # of the distillation of probabilities
-    rate: Rate = 0.015  # learning rate of the students' Muon
+    rate: Rate = 0.015  # learning rate of the students' Muon, lower where much is learnt
     weight_decay: float = 0.3  # of the students: each step takes rate × 0.3 of a weight
     max_classes: int = 1000  # size of the head where the number of classes is unknown
 
@@ -88,7 +89,8 @@ class Frugal(Method[Learners]):
         between = max(1, round((1 - self.after) * batches / max(1, -(-left // self.batch))))
         later = max(round(self.after * batches / CHUNK), int(self.after * batches > 0))
         turn = 1 - self.after if later else 1.0
-        rates = cut(cosine, 0.0, turn)
+        falling = scaled(cosine, min(1.0, (LONG / max(1.0, batches)) ** 0.5))
+        rates = cut(falling, 0.0, turn)
         blind = max(0, min(int(self.blind * budget) - done, left - 2 * parallel.world()) // self.batch)
         chosen, step = done + blind * self.batch, partial(self.iterate, batches=between)
         plan = spend(step, budget, chosen, batch=self.batch, batches=1, schedule=rates)
@@ -97,7 +99,7 @@ class Frugal(Method[Learners]):
             first = partial(step, sizes=[self.batch], blind=True)
             plan.insert(0, Phase("blind", first, blind, self.batch, part))
         if later:
-            plan.append(Phase("after", partial(self.learn, last=True), later, 0, cut(cosine, turn, 1.0)))
+            plan.append(Phase("after", partial(self.learn, last=True), later, 0, cut(falling, turn, 1.0)))
         return plan
 
     def iterate(
