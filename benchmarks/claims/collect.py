@@ -29,6 +29,7 @@ def gather(spec: Path) -> list[dict[str, Any]]:
         if cell.possible and path.exists() and (result := read(path))["complete"]:
             if cell.start is not None:
                 result["base"] = read(Path(cell.start) / "result.json")
+            result["device"] = read(Path(cell.path) / "manifest.json")["device"]
             groups.setdefault((cell.target.name, cell.row, cell.labels, cell.budget), []).append(result)
     return [figures(*key, results) for key, results in groups.items()]
 
@@ -46,6 +47,7 @@ def figures(target: str, row: str, labels: str, budget: int, results: list[dict[
     for level in (f"{x:.2f}" for x in LEVELS):
         reached = [r["reached"]["agreement"][level] for r in results]
         values["reached"][level] = None if None in reached else statistics.median(reached)
+    values["device"] = results[0]["device"]
     values["seconds"] = statistics.fmean(r["timing"]["wall_s"] for r in results)
     values["curve"] = curve(results)
     return values

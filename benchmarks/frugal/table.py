@@ -79,6 +79,26 @@ def tried(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def seconds(row: dict[str, Any]) -> str:
+    return f"{row['seconds']:.0f}" + (" (GPU)" if row.get("device") == "cuda" else "")
+
+
+def rated(rows: list[dict[str, Any]]) -> list[str]:
+    """Return a table of what rates.py measured: divergence, in thousandths, by batches and rate."""
+    rates = list(dict.fromkeys(row["rate"] for row in rows))
+    lines = [
+        "| batches | " + " | ".join(f"{rate:g}" for rate in rates) + " |",
+        "|---" * (1 + len(rates)) + "|",
+    ]
+    for batches in dict.fromkeys(row["batches"] for row in rows):
+        found = [
+            [r["divergence"] for r in rows if r["rate"] == rate and r["batches"] == batches] for rate in rates
+        ]
+        words = [f"{1000 * sum(each) / len(each):.1f}" for each in found]
+        lines.append("| " + " | ".join([f"{batches:,}", *words]) + " |")
+    return lines
+
+
 def put(text: str, name: str, lines: list[str]) -> str:
     """Return a page with lines between the marks of a name."""
     begin, end = BEGIN.format(name), END.format(name)
@@ -96,7 +116,7 @@ def main() -> None:
     for row in sorted(rows, key=place):
         words = [row["target"], WORDS[row["labels"]], f"{row['budget']:,}", row["method"], str(row["n"])]
         words += [share(row["agreement"]), share(row["accuracy"])]
-        words += [*(reached(row, level) for level in LEVELS), f"{row['seconds']:.0f}"]
+        words += [*(reached(row, level) for level in LEVELS), seconds(row)]
         lines.append("| " + " | ".join(words) + " |")
     lines += [
         "",
@@ -108,6 +128,8 @@ def main() -> None:
     for name in ("variants", "signs"):
         if (HERE / f"{name}.json").exists():
             text = put(text, name, tried(read(HERE / f"{name}.json")["rows"]))
+    if (HERE / "rates.json").exists():
+        text = put(text, "rates", rated(read(HERE / "rates.json")["rows"]))
     PAGE.write_text(text)
 
 
