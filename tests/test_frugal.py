@@ -25,6 +25,7 @@ from dualstudent.methods.frugal import CHUNK
 from dualstudent.methods.learners import Learners, Scouts
 from dualstudent.methods.monitor import renew
 from dualstudent.methods.worth import worth
+from dualstudent.muon import Muon
 from dualstudent.networks import lighter, scouting, smallest, work
 from dualstudent.oracle import Oracle
 from test_contract import same
@@ -298,6 +299,14 @@ def test_who_learns_longer_learns_at_lower_rates(budget: int, share: float) -> N
     assert last.schedule(1.0) == pytest.approx(0.0)
     rates = [p.schedule(i / p.steps) for p in Frugal().phases(budget) for i in range(p.steps)]
     assert all(a >= b for a, b in itertools.pairwise(rates))
+
+
+@pytest.mark.parametrize("access", list(ds.Access))
+def test_students_learn_any_answers_by_muon(access: ds.Access, linear: Callable[..., Linear]) -> None:
+    method = Frugal(student="digits-cnn", rate=0.02)
+    state = method.init(linear(access=access).spec)
+    assert isinstance(state.student_descent, Muon)
+    assert {group["lr"] for group in state.student_descent.param_groups} == {0.02}
 
 
 def test_rates_are_set_by_the_engine(linear: Callable[..., Linear]) -> None:

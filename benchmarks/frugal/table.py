@@ -83,22 +83,6 @@ def seconds(row: dict[str, Any]) -> str:
     return f"{row['seconds']:.0f}" + (" (GPU)" if row.get("device") == "cuda" else "")
 
 
-def rated(rows: list[dict[str, Any]]) -> list[str]:
-    """Return a table of what rates.py measured: divergence, in thousandths, by batches and rate."""
-    rates = list(dict.fromkeys(row["rate"] for row in rows))
-    lines = [
-        "| batches | " + " | ".join(f"{rate:g}" for rate in rates) + " |",
-        "|---" * (1 + len(rates)) + "|",
-    ]
-    for batches in dict.fromkeys(row["batches"] for row in rows):
-        found = [
-            [r["divergence"] for r in rows if r["rate"] == rate and r["batches"] == batches] for rate in rates
-        ]
-        words = [f"{1000 * sum(each) / len(each):.1f}" for each in found]
-        lines.append("| " + " | ".join([f"{batches:,}", *words]) + " |")
-    return lines
-
-
 def put(text: str, name: str, lines: list[str]) -> str:
     """Return a page with lines between the marks of a name."""
     begin, end = BEGIN.format(name), END.format(name)
@@ -128,8 +112,6 @@ def main() -> None:
     for name in ("variants", "signs"):
         if (HERE / f"{name}.json").exists():
             text = put(text, name, tried(read(HERE / f"{name}.json")["rows"]))
-    if (HERE / "rates.json").exists():
-        text = put(text, "rates", rated(read(HERE / "rates.json")["rows"]))
     PAGE.write_text(text)
 
 
