@@ -20,7 +20,7 @@ from dualstudent.experiment.recorder import evaluation_steps
 from dualstudent.ledger import Account
 from dualstudent.memory import Memory
 from dualstudent.methods import Frugal
-from dualstudent.methods.base import pace
+from dualstudent.methods.base import cosine, pace
 from dualstudent.methods.frugal import CHUNK
 from dualstudent.methods.learners import Learners, Scouts
 from dualstudent.methods.monitor import renew
@@ -299,6 +299,24 @@ def test_who_learns_longer_learns_at_lower_rates(budget: int, share: float) -> N
     assert last.schedule(1.0) == pytest.approx(0.0)
     rates = [p.schedule(i / p.steps) for p in Frugal().phases(budget) for i in range(p.steps)]
     assert all(a >= b for a, b in itertools.pairwise(rates))
+
+
+def test_a_large_student_has_the_rates_of_its_own_batches(linear: Callable[..., Linear]) -> None:
+    """Not those of the many batches that the light ones which choose for it would learn."""
+    target = linear(shape=(3, 16, 16))
+    method = Frugal(student="resnet18", batch=8, learnt=2, after=0.5, rate=0.01)
+    state, oracle = method.init(target.spec), Oracle(target, Account("attack", 8))
+    assert isinstance(state, Scouts)
+    state.memory.add(torch.rand(8, 3, 16, 16), torch.rand(8, 4).softmax(1))
+    for budget, part in ((200_000, 1.0), (1_280_000, 0.5)):  # a sixteenth for each of two, half of it after
+        after = next(phase for phase in method.phases(budget) if phase.name == "after")
+        for _ in range(2):  # once for each step, not again and again
+            pace(state, after.schedule(0.0))
+            after.step(state, oracle)
+            rates = [group["lr"] for group in state.heir_descent.param_groups]
+            assert rates == pytest.approx([0.01 * part * cosine(0.5)] * 2)
+        asked = method.phases(budget)[0].schedule(0.0)
+        assert asked == pytest.approx((7000 / (0.35 * budget)) ** 0.5)
 
 
 @pytest.mark.parametrize("access", list(ds.Access))

@@ -113,7 +113,7 @@ class Averaging(Frugal):
             state.students, state.student_descent, state.memory, Average(state.students, 0.99, 10)
         )
 
-    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK, last: bool = False) -> Metrics:
+    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK, after: float = 0.0) -> Metrics:
         losses = []
         for _ in range(batches):
             losses.append(
@@ -208,7 +208,7 @@ class Taught(Frugal):
     def drawn(self, state: Learners) -> tuple[Tensor, Tensor]:
         return state.memory.draw(self.learnt)
 
-    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK, last: bool = False) -> Metrics:
+    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK, after: float = 0.0) -> Metrics:
         loss = self.loss(oracle.spec)
         losses = [learn(state, loss, *self.drawn(state))[0] for _ in range(batches)]
         return {"loss": torch.stack(losses).mean()}
@@ -256,7 +256,7 @@ class Doubting(Taught):
 class Consistent(Frugal):
     """On as many images that are not asked each student follows the mean of all."""
 
-    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK, last: bool = False) -> Metrics:
+    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK, after: float = 0.0) -> Metrics:
         spec, losses = oracle.spec, []
         loss = usual(spec, self.temperature)
         for _ in range(batches):

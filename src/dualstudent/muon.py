@@ -1,5 +1,6 @@
 """Muon: hidden weights step as far in every direction of their matrix, all else by AdamW."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 QUINTIC, TURNS = (3.4445, -4.7750, 2.0315), 3  # of the iteration after Newton and Schulz; published: 5
 MOMENTUM = 0.95  # Nesterov's
 LEAST = 1e-18  # norm of a gradient below which steps grow shorter: squares of less are lost in float32
+LONG = 7000  # batches above which more of them are learnt at lower rates
 LENGTH = 0.2  # root mean square of a step in units of the rate, that of AdamW (Liu et al. 2025, eq. 4)
 
 
@@ -33,6 +35,11 @@ def hidden(network: nn.Module) -> list[nn.Parameter]:
     Kernels of convolutions are matrices of a row for each channel out.
     """
     return [p for p in network.parameters() if p.ndim > 1 and min(p.flatten(1).shape) > 1][:-1]
+
+
+def lower(batches: float) -> float:
+    """Return the factor on the rates of who learns so many batches: one over the root of how many LONGs."""
+    return math.sqrt(min(1.0, LONG / max(1.0, batches)))
 
 
 class Muon(torch.optim.AdamW):

@@ -260,6 +260,12 @@ def pace(state: State, factor: float) -> None:
                 group["lr"] = rate
 
 
+def slow(optimiser: torch.optim.Optimizer, factor: float) -> None:
+    """Multiply an optimiser's learning rates of this step by a factor."""
+    for group in optimiser.param_groups:
+        group["lr"] *= factor
+
+
 def capturable(state: State, device: str | torch.device) -> None:
     """Let the optimisers of a state be captured: learning rates in tensors on the device."""
     for optimiser in optimisers(state):

@@ -11,13 +11,13 @@ from torch import Tensor
 from dualstudent import parallel, priors
 from dualstudent.errors import UserError
 from dualstudent.memory import Memory
-from dualstudent.methods.base import Method, Metrics, Phase, Rate, cosine, cut, scaled, spend
+from dualstudent.methods.base import Method, Metrics, Phase, Rate, cosine, cut, scaled, slow, spend
 from dualstudent.methods.game import ask, learn, usual
 from dualstudent.methods.learners import Learners, learners
 from dualstudent.methods.monitor import evenness, nearer, renew
 from dualstudent.methods.procedural import inside
 from dualstudent.methods.worth import best, climbed, worth
-from dualstudent.muon import Muon
+from dualstudent.muon import Muon, lower
 from dualstudent.networks import Students, lighter, make_students, scouting, suited
 from dualstudent.oracle import Oracle
 from dualstudent.spec import Access, Spec
@@ -85,21 +85,21 @@ class Frugal(Method[Learners]):
     def phases(self, budget: int, done: int = 0) -> Sequence[Phase[Learners]]:
         """Return steps that ask images as they come, steps that choose, then steps that only learn."""
         left = budget - done
-        batches = max(self.compute * left, self.compute_least)
+        batches = max(self.compute * left, float(self.compute_least))
         between = max(1, round((1 - self.after) * batches / max(1, -(-left // self.batch))))
         later = max(round(self.after * batches / CHUNK), int(self.after * batches > 0))
         turn = 1 - self.after if later else 1.0
-        falling = scaled(cosine, min(1.0, (LONG / max(1.0, batches)) ** 0.5))
-        rates = cut(falling, 0.0, turn)
+        falling = scaled(cosine, lower(batches))
         blind = max(0, min(int(self.blind * budget) - done, left - 2 * parallel.world()) // self.batch)
         chosen, step = done + blind * self.batch, partial(self.iterate, batches=between)
-        plan = spend(step, budget, chosen, batch=self.batch, batches=1, schedule=rates)
+        plan = spend(step, budget, chosen, batch=self.batch, batches=1, schedule=cut(falling, 0.0, turn))
         if blind:
-            part = cut(rates, done / budget, chosen / budget)
+            part = cut(cut(falling, 0.0, turn), done / budget, chosen / budget)
             first = partial(step, sizes=[self.batch], blind=True)
             plan.insert(0, Phase("blind", first, blind, self.batch, part))
         if later:
-            plan.append(Phase("after", partial(self.learn, last=True), later, 0, cut(falling, turn, 1.0)))
+            last = partial(self.learn, after=batches)
+            plan.append(Phase("after", last, later, 0, cut(falling, turn, 1.0)))
         return plan
 
     def iterate(
@@ -128,14 +128,15 @@ class Frugal(Method[Learners]):
         state.students.train()
         return x
 
-    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK, last: bool = False) -> Metrics:
-        """Learn some batches drawn from all that is remembered; a student that sees nothing starts afresh."""
-        pupils = state.last if last else state
-        share = lighter(pupils.students.arch, oracle.spec.shape) * (1 if pupils is state else self.students)
-        if share != 1:
-            batches = parallel.whole(batches * share)
+    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK, after: float = 0.0) -> Metrics:
+        """Learn remembered batches, `after` all queries of so many in all; who sees nothing starts afresh."""
+        pupils = state.last if after else state
+        share = lighter(pupils.students.arch, oracle.spec.shape)
+        if pupils is not state:  # it learns for all of them, at the rates of its own batches
+            share *= self.students
+            slow(pupils.student_descent, lower(self.after * share * after) / lower(after))
         loss, losses = usual(oracle.spec, self.temperature), []
-        for _ in range(batches):
+        for _ in range(parallel.whole(batches * share) if share != 1 else batches):
             x, answer = state.memory.draw(self.learnt)
             mean, logits = learn(pupils, loss, x, answer)
             losses.append(mean)

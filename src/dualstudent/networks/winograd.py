@@ -21,7 +21,7 @@ _G += [[1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]
 _A = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 B2, G2, A2 = (torch.kron(m, m) for m in (torch.tensor(rows, dtype=torch.float64) for rows in (_B, _G, _A)))
 WIDE = 128  # channels in and out from which it pays, at batch 64 to 256 (benchmarks/engine)
-TILES = 256  # tiles transformed together: what they become stays in the cache
+TILES = 1 << 16  # tiles times channels transformed together: what they become stays in the cache
 
 
 class WideConv(nn.Conv2d):
@@ -61,7 +61,8 @@ class Winograd(torch.autograd.Function):
         u = _weights(w)
         out = torch.empty(len(x), len(w), *x.shape[2:], dtype=x.dtype, memory_format=torch.channels_last)
         kept: list[Tensor] = []  # what the weights' gradient needs of x
-        for part, place in zip(_parts(x), _parts(out), strict=True):
+        wide = max(w.shape[:2])
+        for part, place in zip(_parts(x, wide), _parts(out, wide), strict=True):
             v = _transform(B2, _tiles(part, 6), x.shape[1])
             kept += [v] if ctx.needs_input_grad[1] else []
             m = torch.stack([product(pixels, weights) for pixels, weights in zip(v, u, strict=True)])
@@ -79,9 +80,10 @@ class Winograd(torch.autograd.Function):
         u, *kept = ctx.saved_tensors
         need_x, need_w = ctx.needs_input_grad
         u = u if kept else _weights(u)
+        wide = max(u.shape[1:])
         dx = torch.empty(ctx.shape, dtype=g.dtype, memory_format=torch.channels_last) if need_x else None
         du = torch.empty_like(u) if need_w else None
-        for i, dy in enumerate(_parts(g)):
+        for i, dy in enumerate(_parts(g, wide)):
             dm = _transform(A2.t(), _tiles(dy, 4), u.shape[1])
             if du is not None:
                 for place, gradient, pixels in zip(du, dm, kept[i], strict=True):
@@ -90,7 +92,7 @@ class Winograd(torch.autograd.Function):
             if dx is not None:
                 m = torch.stack([product(gradient, w.t()) for gradient, w in zip(dm, u, strict=True)])
                 dv = product(B2.t().to(g), m.flatten(1).t())
-                part = _parts(dx)[i]
+                part = _parts(dx, wide)[i]
                 part.copy_(_overlapped(dv, part))
         if du is None:
             return dx, None
@@ -102,9 +104,9 @@ def _grid(x: Tensor) -> tuple[int, int]:
     return -(-x.shape[2] // 4), -(-x.shape[3] // 4)
 
 
-def _parts(x: Tensor) -> tuple[Tensor, ...]:
+def _parts(x: Tensor, wide: int) -> tuple[Tensor, ...]:
     rows, columns = _grid(x)
-    return torch.split(x, max(1, TILES // (rows * columns)))
+    return torch.split(x, max(1, TILES // (wide * rows * columns)))
 
 
 def _tiles(x: Tensor, size: int) -> Tensor:
