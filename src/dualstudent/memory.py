@@ -27,6 +27,7 @@ class Memory(nn.Module):
         self.hard = spec.access == Access.LABEL  # then one number an answer, not a row
         self.images = torch.empty(0, *spec.shape, dtype=torch.uint8)
         self.answers = torch.empty(0)
+        self.counts = torch.empty(0, dtype=torch.int64)  # of top classes, so as not to count all each time
 
     def __len__(self) -> int:
         return min(self.added, self.capacity)
@@ -42,6 +43,9 @@ class Memory(nn.Module):
         answers = parallel.gather(answer.argmax(1) if self.hard else answer)
         self._room(len(images), answers)
         place = torch.arange(self.added, self.added + len(images), device=x.device) % self.capacity
+        oldest = place[len(place) - max(0, min(len(place), self.added + len(place) - self.capacity)) :]
+        self._count(self.answers[oldest], -1)
+        self._count(answers, 1)
         self.images[place], self.answers[place] = images, answers
         self.added += len(images)
 
@@ -64,11 +68,18 @@ class Memory(nn.Module):
 
     def classes(self) -> Float[Tensor, "k"]:
         """Return how often each class is the top one of the answers remembered."""
-        return torch.bincount(self._top(), minlength=self.outputs).to(torch.get_default_dtype())
+        return self.counts.to(torch.get_default_dtype())
 
     def _top(self) -> Tensor:
         kept = self.answers[: len(self)]
         return kept if self.hard else kept.argmax(1)
+
+    def _count(self, answers: Tensor, each: int) -> None:
+        more = self.outputs - len(self.counts)
+        if more > 0:
+            self.counts = F.pad(self.counts.to(answers.device), (0, more))
+        top = answers if self.hard else answers.argmax(1)
+        self.counts.index_add_(0, top, torch.full_like(top, each))
 
     def _encoded(self, x: Tensor) -> Tensor:
         low, high = self.spec.bounds
@@ -103,3 +114,6 @@ class Memory(nn.Module):
         device = self.images.device
         self.added, self.outputs = state["added"], state["outputs"]
         self.images, self.answers = state["images"].to(device), state["answers"].to(device)
+        self.counts = torch.empty(0, dtype=torch.int64, device=device)
+        if len(self):
+            self._count(self.answers[: len(self)], 1)

@@ -33,7 +33,7 @@ class Frugal(Method[Learners]):
     """
 
     student: str = "auto"  # architecture, or torch:package.module:factory; auto: by the images' shape
-    scout: str = "auto"  # architecture that chooses; auto: the student's, a lighter one above 5 MFLOP
+    scout: str = "auto"  # architecture that chooses; auto: the student's, a lighter one above 6 MFLOP
     students: int = 2  # that disagree; their mean is the clone, unless they choose for another
     batch: int = 64  # images asked in a step
     candidates: int = 6  # procedural images for each that is asked
