@@ -16,7 +16,9 @@ import torch.multiprocessing
 
 import dualstudent as ds
 from conftest import Linear
-from dualstudent import engine, methods
+from dualstudent import engine, methods, targets
+from dualstudent.cli import main
+from dualstudent.errors import Stopped, UserError
 from dualstudent.ledger import Account, Shown
 from test_contract import LAST, quick, weights
 from test_kill import OPTIONS, outcome
@@ -91,7 +93,7 @@ def torchrun(*words: str, ranks: int = RANKS) -> list[str]:
 
 def extraction(target: Path, out: Path) -> list[str]:
     words = ["extract", "dual-student", "--target", str(target), "--queries", "3001", "--out", str(out)]
-    return torchrun(*words, *OPTIONS, "--snapshot-every", "0.2")
+    return [*words, *OPTIONS, "--snapshot-every", "0.2"]
 
 
 def children(parent: int) -> list[int]:
@@ -112,7 +114,9 @@ def children(parent: int) -> list[int]:
 def whole(digits_target: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What an undisturbed run of two ranks ends with."""
     out = tmp_path_factory.mktemp("ranks") / "run"
-    done = subprocess.run(extraction(digits_target, out), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        torchrun(*extraction(digits_target, out)), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads((out / "result.json").read_text())
     assert (result["spent"], result["unique"], result["complete"]) == (3001, 3001, True)
@@ -122,31 +126,120 @@ def whole(digits_target: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return outcome(out)
 
 
+@pytest.fixture
+def second_of_three(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What happens, in order, in the last of three processes on a machine that says it has two GPUs."""
+    names = {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", "RANK": "1"}
+    for name, value in {**names, "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    done: list[str] = []
+
+    def opened(*args: Any, **more: Any) -> Any:
+        done.append("opened")
+        raise UserError("far enough")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: done.append(f"on {number}"))
+    monkeypatch.setattr(targets, "open_target", opened)
+    return done
+
+
+EXTRACT = ["extract", "dual-student", "--target", "t", "--queries", "100", "--out", "o"]
+
+
+def test_a_rank_takes_its_gpu_before_it_opens_the_target(second_of_three: list[str]) -> None:
+    assert main(EXTRACT) == 2
+    assert second_of_three == ["on 1", "opened"]
+
+
+def test_ranks_on_a_cpu_leave_the_gpus_alone(second_of_three: list[str]) -> None:
+    assert main([*EXTRACT, "--device", "cpu"]) == 2
+    assert second_of_three == ["opened"]
+
+
+@pytest.mark.parametrize(
+    ("rank", "device", "said"),
+    [
+        ("2", "cuda", "3 processes on a machine with 2 GPUs: give torchrun --nproc-per-node 2 at most"),
+        ("0", "cuda:0", "--device cuda:0: several processes need a GPU each: say --device cuda"),
+    ],
+)
+def test_ranks_without_a_gpu_of_their_own_are_refused(
+    rank: str,
+    device: str,
+    said: str,
+    second_of_three: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    assert main([*EXTRACT, "--device", device]) == 2
+    assert second_of_three == []
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert said in line
+
+
+def test_another_number_of_ranks_is_refused(digits_target: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    target = ds.open_target(str(digits_target))
+    with pytest.raises(Stopped):
+        ds.extract(quick("procedural", "default"), target, queries=97, out=out, stop=lambda: True)
+    manifest = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps(manifest | {"ranks": 2}))
+    with pytest.raises(UserError, match=r"was begun with 2 ranks, here are 1.*--nproc-per-node 2") as refused:
+        ds.resume(out)
+    assert "\n" not in str(refused.value)
+
+
+def charged(out: Path) -> bool:
+    """Whether a run has asked a few batches."""
+    account = out / "attack.account"
+    return account.exists() and len(account.read_text().split()) > 8
+
+
+def test_a_rank_says_in_one_line_that_the_others_are_gone(digits_target: Path, tmp_path: Path) -> None:
+    """Started without torchrun, which would end it, and say so, by itself."""
+    out, address = tmp_path / "run", port()
+    words = [*extraction(digits_target, out), "--device", "cpu"]
+    names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(address), "WORLD_SIZE": str(RANKS)}
+    one, two = (
+        subprocess.Popen(
+            [sys.executable, "-m", "dualstudent", *words],
+            env={**os.environ, **names, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(RANKS)
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not charged(out) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        two.kill()
+        said = one.communicate(timeout=60)[1]
+    finally:
+        for process in (one, two):
+            process.kill()
+            process.communicate()
+    assert one.returncode == 2
+    lines = [line for line in said.splitlines() if line.startswith("dualstudent: ")]
+    assert lines[-1].startswith("dualstudent: rank 0 lost the other processes of this run")
+    assert "Traceback" not in said
+
+
 @pytest.mark.slow
-def test_a_killed_rank_ends_the_other_and_resume_is_exact(
+def test_resume_after_a_killed_rank_is_exact(
     digits_target: Path, whole: dict[str, Any], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    process = subprocess.Popen(extraction(digits_target, out), stderr=subprocess.PIPE, text=True)
-    account, deadline = out / "attack.account", time.monotonic() + 120
-    while not (account.exists() and len(account.read_text().split()) > 8) and time.monotonic() < deadline:
+    process = subprocess.Popen(torchrun(*extraction(digits_target, out)), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not charged(out) and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(children(process.pid)[1], signal.SIGKILL)
-    said = process.communicate(timeout=60)[1]
+    process.communicate(timeout=60)
     assert process.returncode != 0
-    assert (
-        "lost the other processes" in said
-        or "SIGTERM" in said
-        or "Signal 15" in said
-        or "stopped after" in said
-    )
-
-    refused = [sys.executable, "-m", "dualstudent", "resume", str(out)]
-    alone = subprocess.run(refused, capture_output=True, text=True)
-    assert alone.returncode == 2
-    assert "was begun with 2 ranks" in alone.stderr
-    assert len(alone.stderr.strip().splitlines()) == 1
-
     again = subprocess.run(torchrun("resume", str(out)), capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
     assert outcome(out) == whole

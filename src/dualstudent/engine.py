@@ -112,7 +112,9 @@ def run(
     if parallel.rank() == 0:
         parallel.meet()
     if parallel.total(first) != first * parallel.world():
-        raise UserError("the ranks read different snapshots: resume again")
+        raise UserError(
+            "the ranks read different snapshots: all machines need the same folder of the run, on one disk"
+        )
     if desk is not None:
         desk.resumed(account.spent)
     if shown is not None:

@@ -146,7 +146,7 @@ def extract_command(args: list[str]) -> int:
     e, budget = form.run, form.extraction.queries
     data = _judging(e, opened.data)
     go_on = experiment.going_on(e.out, opened.target)
-    with parallel.ranks(), Bars(learning="steps") as bars, stopping(e.out, go_on) as stop:
+    with parallel.ranks(device), Bars(learning="steps") as bars, stopping(e.out, go_on) as stop:
         run = experiment.extract(
             form.method,
             opened,
@@ -198,7 +198,8 @@ def resume_command(args: list[str]) -> int:
     form = parse(forms.ResumeForm, args, "resume", "Go on with a stopped run.")
     budget = form.queries or experiment.budget(form.run)
     go_on = experiment.going_on(form.run, said=form.secrets, place=form.target)
-    with parallel.ranks(), Bars(learning="steps") as bars, stopping(form.run, go_on) as stop:
+    device = experiment.device_of(form.run)
+    with parallel.ranks(device), Bars(learning="steps") as bars, stopping(form.run, go_on) as stop:
         run = experiment.resume(
             form.run,
             queries=form.queries,

@@ -1,6 +1,6 @@
 """One run = one directory: extract, resume, evaluate, estimate, export."""
 
-from dualstudent.experiment.again import budget, choose_device, facing, going_on
+from dualstudent.experiment.again import budget, choose_device, device_of, facing, going_on
 from dualstudent.experiment.attacks import attack_run, sweep_over
 from dualstudent.experiment.core import Run, evaluate, extract, resume
 from dualstudent.experiment.estimate import Estimate, estimate
@@ -15,6 +15,7 @@ __all__ = [
     "attack_run",
     "budget",
     "choose_device",
+    "device_of",
     "estimate",
     "evaluate",
     "export_journal",

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
+from dualstudent import parallel
 from dualstudent.data import Images, load_data
 from dualstudent.defences import LabelOnly, bare
 from dualstudent.errors import UserError, unknown
@@ -126,14 +127,22 @@ def saved_method(run: RunFolder, manifest: dict[str, Any]) -> Method[Any]:
 
 
 def choose_device(device: str) -> str:
-    """Return a usable device: "auto" is the GPU if there is one. Raises UserError."""
+    """Return a usable device: "auto" is the GPU if there is one, each rank's own. Raises UserError."""
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        parallel.settle(device)
+        return device
     try:
+        parallel.settle(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from error
     return device
+
+
+def device_of(path: str | Path) -> str:
+    """Return the device of a run, as far as it is usable here. Raises UserError."""
+    return choose_device(RunFolder(path).manifest()["device"])
 
 
 def budget(path: str | Path) -> int:
