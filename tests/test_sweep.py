@@ -58,6 +58,10 @@ def test_slurm_parameters_reach_submitit(tmp_path: Path, monkeypatch: pytest.Mon
             given.update(parameters)
 
     monkeypatch.setattr(submitit, "AutoExecutor", Auto)
+    working._executor(tmp_path, parse_slurm("partition=gpu"))
+    assert given.pop("timeout_min") == 24 * 60, "a day, unless told: a year is no partition's"
+    working._executor(tmp_path, None)
+    assert given.pop("timeout_min") > 300 * 24 * 60
     working._executor(tmp_path, parse_slurm("partition=gpu, timeout_min=600"))
     assert given == {"cluster": "slurm", "timeout_min": 600, "slurm_partition": "gpu"}
     with pytest.raises(UserError, match="--slurm typo: no such parameter"):

@@ -189,7 +189,7 @@ class SweepForm:
     """Do many runs: methods × targets × labels × seeds × budgets."""
 
     spec: tyro.conf.Positional[Path]  # the TOML file that describes them (docs/sweep.md)
-    jobs: int | None = None  # runs at once; default: one a core
+    jobs: int | None = None  # runs at once; default: one a GPU, or a core without one; under Slurm all
     slurm: str | None = None  # submit to Slurm instead: partition=gpu,timeout_min=600
     dry_run: bool = False  # say what there is to do, and do nothing
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 from dualstudent.data import known_as, load_data
@@ -16,12 +17,16 @@ from dualstudent.experiment import choose_device, extract, resume
 from dualstudent.files import read_json, write_json
 from dualstudent.machine import keep_memory
 from dualstudent.numerics import Numerics
+from dualstudent.sweep import gpus
 from dualstudent.sweep.matrix import Cell, Goal, Sweep
 from dualstudent.targets import TargetOptions, Training, open_target, train_target
 from dualstudent.targets.folder import file_sum
 
 State = Literal["done", "stopped", "open", "n/a"]
-FOREVER = 60 * 24 * 365  # minutes; submitit ends local jobs after five unless told
+FOREVER, DAY = (
+    60 * 24 * 365,
+    60 * 24,
+)  # minutes of a local job and of Slurm's, unless told: submitit's are five
 SHARED = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node")
 RECORD = "sweep.json"  # beside a target: how the sweep trained it
 Tell = Callable[[str, str], None]  # cell, what became of it
@@ -33,6 +38,22 @@ class Outcome:
 
     failed: dict[str, Path]
     stopped: bool
+
+
+class _Refused:
+    """A job that was not taken; its log is the folder of logs."""
+
+    def __init__(self, reason: str, logs: Path) -> None:
+        self.reason, self.paths = reason, SimpleNamespace(stderr=logs)
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> None:
+        raise UserError(self.reason)
+
+    def cancel(self, check: bool) -> None:
+        """There is nothing to end."""
 
 
 def state(cell: Cell) -> State:
@@ -134,10 +155,16 @@ def prepare(goal: Goal, data_dir: str | None) -> None:
     write_json(folder / RECORD, goal.train)
 
 
-def work(values: Mapping[str, Any], stop: Callable[[], bool] = lambda: False) -> None:
-    """Do one cell, in a process of its own: begin it, or go on where it stopped. Raises Stopped."""
+def work(
+    values: Mapping[str, Any], stop: Callable[[], bool] = lambda: False, *, gpu: str | None = None
+) -> None:
+    """Do one cell, in a process of its own: begin it, or go on where it stopped. Raises Stopped.
+
+    `gpu` is the one it sees, in a process that has not asked CUDA for any; None: all.
+    """
     import torch
 
+    gpus.take(gpu)
     cell = Cell(**{**values, "target": Goal(**values["target"])})
     keep_memory()
     torch.set_num_threads(cell.threads)
@@ -178,30 +205,33 @@ def start(
 ) -> Outcome:
     """Do all cells that are not done, `jobs` at once; a failed one does not stop the rest.
 
-    Raises UserError before anything runs: for a changed recipe, a missing target, missing submitit.
+    Without `jobs`: one a GPU, or a core where there is none; under Slurm all. Raises UserError before
+    anything runs: for a changed recipe, a missing target, missing submitit or Slurm.
     """
-    jobs = (os.cpu_count() or 1) if jobs is None else jobs
-    if jobs < 1:
+    if jobs is not None and jobs < 1:
         raise UserError(f"--jobs {jobs}: at least 1")
     todo = [cell for cell in sweep.cells if state(cell) in ("open", "stopped")]
     executor = _executor(sweep.out / "logs", slurm)
+    here = gpus.visible() if slurm is None else []  # Slurm gives its own
+    most = jobs or (len(here) or os.cpu_count() or 1 if slurm is None else len(todo))
     for goal, data_dir in {(cell.target.name): (cell.target, cell.data_dir) for cell in todo}.values():
         prepare(goal, data_dir)
     for cell in todo:
         state(cell)  # now that its target is there
-    running: dict[str, Any] = {}
+    running: dict[str, tuple[Any, str | None]] = {}  # jobs, and the GPUs that they have
     failed: dict[str, Path] = {}
     queue, unended = list(todo), {cell.path for cell in todo}
     while queue or running:
         if stop():
-            for job in running.values():
+            for job, _ in running.values():
                 job.cancel(check=False)
             return Outcome(failed, True)
-        while len(running) < jobs and (ready := _next(queue, unended)) is not None:
+        while len(running) < most and (ready := _next(queue, unended)) is not None:
             queue.remove(ready)
-            running[ready.name] = executor.submit(work, asdict(ready))
+            gpu = gpus.freest(here, (taken for _, taken in running.values()))
+            running[ready.name] = _submitted(executor, ready, gpu, sweep.out / "logs"), gpu
             tell(ready.name, "begun")
-        for name, job in list(running.items()):
+        for name, (job, _) in list(running.items()):
             if not job.done():
                 continue
             del running[name]
@@ -215,6 +245,14 @@ def start(
             finished()
         time.sleep(0.2)
     return Outcome(failed, False)
+
+
+def _submitted(executor: Any, cell: Cell, gpu: str | None, logs: Path) -> Any:
+    """Return a cell's job; one that has failed already where Slurm refuses it."""
+    try:
+        return executor.submit(work, asdict(cell), gpu=gpu)
+    except (RuntimeError, OSError) as error:  # sbatch's own words, or there is none
+        return _Refused(f"not submitted: {str(error) or type(error).__name__}", logs)
 
 
 def _next(queue: list[Cell], unended: Collection[str]) -> Cell | None:
@@ -244,8 +282,11 @@ def _executor(logs: Path, slurm: Mapping[str, str] | None) -> Any:
         logs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make {logs}: {error.strerror}") from error
-    executor = submitit.AutoExecutor(str(logs), cluster="local" if slurm is None else "slurm")
-    executor.update_parameters(timeout_min=FOREVER)
+    try:
+        executor = submitit.AutoExecutor(str(logs), cluster="local" if slurm is None else "slurm")
+    except RuntimeError as error:  # submitit looks for srun
+        raise UserError("--slurm: no Slurm here (no 'srun'): say it where jobs are submitted") from error
+    executor.update_parameters(timeout_min=FOREVER if slurm is None else DAY)
     for key, text in (slurm or {}).items():
         value: str | int = int(text) if text.isdigit() else text
         with _one_line(key):

@@ -1,0 +1,119 @@
+"""Where a sweep's jobs run: each on a GPU of its own while there are enough, under Slurm, or nowhere."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from dualstudent import sweep as sweeps
+from dualstudent.cli import main
+from dualstudent.errors import UserError
+from dualstudent.sweep import gpus
+from sweep_fixture import Executor, Write
+
+TWO = """
+seeds = [0, 1]
+budgets = [24]
+points = 1
+[[targets]]
+name = "spy"
+target = "python:sweep_spy:make"
+data = "digits"
+options = { shape = [1, 8, 8], classes = 10 }
+[[methods]]
+method = "procedural"
+"""
+SPY = """
+import os
+
+
+def make():
+    raise RuntimeError("sees " + os.environ["CUDA_VISIBLE_DEVICES"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("named", "count", "seen"),
+    [
+        (None, 3, ["0", "1", "2"]),
+        ("2,5", 2, ["2", "5"]),
+        ("GPU-a, GPU-b", 2, ["GPU-a", "GPU-b"]),
+        ("1,-1,0", 1, ["1"]),
+        ("", 0, []),
+        (None, 0, []),
+    ],
+)
+def test_the_gpus_that_jobs_may_use(
+    named: str | None, count: int, seen: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv(gpus.VISIBLE, raising=False)
+    if named is not None:
+        monkeypatch.setenv(gpus.VISIBLE, named)
+    assert gpus.visible() == seen
+
+
+def test_a_job_gets_the_gpu_with_the_fewest() -> None:
+    assert gpus.freest(["a", "b"], []) == "a"
+    assert gpus.freest(["a", "b"], ["a"]) == "b"
+    assert gpus.freest(["a", "b"], ["b", "a", "b"]) == "a"
+    assert gpus.freest([], []) is None
+
+
+def test_real_jobs_see_a_gpu_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through submitit, which hides all of them from its jobs; what they see is the reason they fail with."""
+    (tmp_path / "sweep_spy.py").write_text(SPY)
+    (tmp_path / "spec.toml").write_text(TWO)
+    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    monkeypatch.setattr(gpus, "visible", lambda: ["7", "GPU-b"])
+    told: list[str] = []
+    outcome = sweeps.start(
+        sweeps.read_sweep(tmp_path / "spec.toml"), tell=lambda cell, news: told.append(news)
+    )
+    assert len(outcome.failed) == 2
+    assert told[:2] == ["begun", "begun"], "as many at once as there are GPUs"
+    assert sorted(line.partition("sees ")[2] for line in told[2:]) == ["7", "GPU-b"]
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Slurm that takes no job."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in (("srun", "exit 0"), ("sbatch", "echo 'sbatch: error: no such partition' >&2; exit 1")):
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_what_slurm_refuses_is_a_failed_cell(
+    slurm: None, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", str(write()), "--slurm", "partition=gpu"]) == 1
+    said = capsys.readouterr().err
+    assert said.count(": failed: not submitted: sbatch: error: no such partition") == 9
+    assert "Traceback" not in said
+
+
+def test_slurm_where_there_is_none(
+    write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["sweep", str(write()), "--slurm", "partition=gpu"]) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert "--slurm: no Slurm here" in line
+
+
+def test_under_slurm_all_cells_are_submitted_at_once(
+    write: Write, at_once: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the login node's GPUs are nobody's."""
+    monkeypatch.setattr(gpus, "visible", lambda: ["0"])
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert sweeps.start(sweeps.read_sweep(write()), slurm={}).failed == {}
+    assert at_once.most == 9
+    with pytest.raises(UserError, match="--jobs 0: at least 1"):
+        sweeps.start(sweeps.read_sweep(write()), jobs=0)
