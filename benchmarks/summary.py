@@ -3,10 +3,13 @@
 import json
 import os
 import statistics
+import subprocess
 from pathlib import Path
 from typing import Any
 
 from dualstudent.experiment import versions
+
+ROOT = Path(__file__).parent.parent
 
 
 def spread(values: list[float]) -> dict[str, Any]:
@@ -20,12 +23,36 @@ def spread(values: list[float]) -> dict[str, Any]:
     }
 
 
+def origin(command: str) -> dict[str, Any]:
+    """Return by what command, of which commit and on what machine something is measured."""
+    return {"command": command, "commit": commit(), "machine": {"cores": os.cpu_count(), **versions()}}
+
+
+def commit() -> str | None:
+    """Return the commit's short hash, with + where programs have changed since; None without git."""
+    programs = ["src", "benchmarks/*.py", "benchmarks/*.sh", "benchmarks/*.toml"]
+    try:
+        known, changed = (
+            subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+            for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "--", *programs))
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return known.strip() + "+" * bool(changed)
+
+
 def write(path: Path, command: str, figures: dict[str, Any]) -> None:
     """Write results.json and print it."""
-    machine = {"cores": os.cpu_count(), **versions()}
-    text = json.dumps({"schema_version": 1, "command": command, "machine": machine, **figures}, indent=2)
+    text = json.dumps({"schema_version": 1, **origin(command), **figures}, indent=2)
     path.write_text(text + "\n")
     print(text)
+
+
+def kept(path: Path, part: str, *more: str) -> dict[str, Any]:
+    """Return what an earlier file has in a part, each entry with its own origin, and `more` of the file's."""
+    known = read(path) if path.is_file() else {}
+    about = {name: known[name] for name in ("command", "commit", "machine", *more) if name in known}
+    return {name: {**about, **entry} for name, entry in known.get(part, {}).items()}
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """The benchmarks' programs run: the paper's path at toy size, the yardstick on its smallest case."""
 
 import dataclasses
+import importlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,15 +87,69 @@ def test_every_cell_of_the_papers_tables_runs(tmp_path: Path) -> None:
 
 def test_paper_speed_is_measured_beside_the_plain_loop(tmp_path: Path) -> None:
     out = tmp_path / "speed.json"
+    known = {
+        "command": "earlier",
+        "device": "GPU",
+        "variants": {"plain": {"ms": 1}, "tf32-eager": {"ms": 7.0}},
+    }
+    out.write_text(json.dumps(known))
     done = call(
         "paper/speed.py", "--dry", "--steps", "2", "--variants", "fp32-eager", "plain", "--out", str(out)
     )
     assert done.returncode == 0, done.stderr
-    ours, plain = json.loads(out.read_text())["variants"].values()
-    assert plain["ms"] > 0
+    plain, other, ours = json.loads(out.read_text())["variants"].values()
+    assert other == {"command": "earlier", "device": "GPU", "ms": 7.0}, "what is not measured stays"
+    assert plain["ms"] != 1
+    assert "--variants fp32-eager plain" in plain["command"]
     assert sum(ours["parts_ms"].values()) < 20 * ours["ms"], "parts of an iteration, in the same unit"
     assert set(ours["parts_ms"]) == {"climb", "ask", "imitate"}
     assert all(ms > 0 for ms in ours["parts_ms"].values())
+
+
+def test_the_yardstick_keeps_the_cases_that_it_does_not_measure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("", "engine"):
+        monkeypatch.syspath_prepend(ROOT / "benchmarks" / folder)
+    compare = importlib.import_module("compare")
+    made = dict.fromkeys(("queries", "cpu_s", "wall_s", "peak_mb", "flops_per_query", "peak_flops"), 1.0)
+    monkeypatch.setattr(compare, "measure", lambda *words, operations: made)
+    out = tmp_path / "results.json"
+    for words in (["--cases", "cb"], ["--cases", "a", "--pairs", "3"]):
+        monkeypatch.setattr(sys, "argv", ["compare.py", *words, "--out", str(out)])
+        compare.main()
+    cases = json.loads(out.read_text())["cases"]
+    assert [(name, case["n"]) for name, case in cases.items()] == [("a", 3), ("b", 5), ("c", 5)]
+    assert "--cases a --pairs 3" in cases["a"]["command"]
+    assert "--cases cb" in cases["b"]["command"]
+    assert all({"commit", "machine"} < set(case) for case in cases.values())
+
+
+def test_results_name_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    summary = importlib.import_module("summary")
+    monkeypatch.setattr(summary, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert summary.commit() is None, "not under git"
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "a.py").write_text("1")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    (tmp_path / "results.json").write_text("no program")
+    summary.write(tmp_path / "results.json", "command", {"rows": 1})
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert re.fullmatch("[0-9a-f]{7,}", found["commit"])
+    (tmp_path / "src" / "a.py").write_text("2")
+    assert summary.commit() == found["commit"] + "+"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert summary.commit() is None, "no git"
+
+
+def test_parts_too_short_to_train_a_target_are_refused(tmp_path: Path) -> None:
+    short = call("paper/run.py", "--minutes", "5", "--out", str(tmp_path))
+    assert short.returncode == 2
+    assert short.stderr.splitlines() == ["--minutes 5: more than 6, or no target is ever begun"]
 
 
 def test_made_up_signs_show_their_digit_and_their_kind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from summary import write
+from summary import kept, origin, write
 
 HERE = Path(__file__).parent
 PAIRS = 5
@@ -84,15 +84,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     sizes = QUICK if args.quick else FULL
-    cases = {
-        case: compare(
-            case, *sizes[case], 1 if args.quick else args.pairs, operations=args.quick and case == "a"
-        )
-        for case in args.cases
-    }
     out = args.out or (Path("runs/engine-quick.json") if args.quick else HERE / "results.json")
     out.parent.mkdir(parents=True, exist_ok=True)
-    write(out, "benchmarks/engine/command.sh" + " --quick" * args.quick, {"cases": cases})
+    command = " ".join(["benchmarks/engine/command.sh", *sys.argv[1:]])
+    measured = {
+        case: origin(command)
+        | compare(case, *sizes[case], 1 if args.quick else args.pairs, operations=args.quick and case == "a")
+        for case in args.cases
+    }
+    cases = dict(sorted((kept(out, "cases") | measured).items()))
+    write(out, command, {"cases": cases})
     Console(width=110).print(table(cases))
 
 

@@ -1,8 +1,8 @@
 """Time and profile iterations of the paper's recipe on this machine's GPU, against the plain loop.
 
-No data: the target is an untrained ResNet-34, which costs what a trained one does. Writes speed.json
-after each variant: milliseconds an iteration, whole and by part, memory, FLOP/s, where the GPU's time
-goes. --dry: the same path at toy size, on a CPU.
+No data: the target is an untrained ResNet-34, which costs what a trained one does. Writes each variant
+into speed.json, whose others stay: milliseconds an iteration, whole and by part, memory, FLOP/s, where
+the GPU's time goes. --dry: the same path at toy size, on a CPU, into runs/.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from summary import write
+from summary import kept, origin, write
 from torch.profiler import ProfilerActivity, profile
 
 import dualstudent as ds
@@ -47,18 +47,17 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true")
     parser.add_argument("--variants", nargs="+", default=VARIANTS)
     parser.add_argument("--steps", type=int, default=20, help="iterations timed, after as many to warm up")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/paper/speed.json"))
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    out = args.out or Path("runs/speed-dry.json" if args.dry else "benchmarks/paper/speed.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    command = " ".join(["benchmarks/paper/speed.sh", *sys.argv[1:]])
     device = choose_device("auto")
     case, batch = ("c", 32) if args.dry else ("a", 256)
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
-    figures: dict[str, Any] = {
-        "device": name,
-        "batch": batch,
-        "flops_per_query": flops(case),
-        "peak_flops": matrix_peak(device),
-        "variants": {},
-    }
+    about: dict[str, Any] = {"device": name, "batch": batch, "flops_per_query": flops(case)}
+    about |= {"peak_flops": matrix_peak(device)}
+    known = kept(out, "variants", *about)
     for variant in args.variants:
         torch._dynamo.reset()
         values = (
@@ -67,10 +66,10 @@ def main() -> None:
             else ours(case, batch, variant, args, device)
         )
         values["queries_per_s"] = 5e3 * batch / values["ms"]
-        values["share_of_peak"] = values["queries_per_s"] * figures["flops_per_query"] / figures["peak_flops"]
-        figures["variants"][variant] = values
+        values["share_of_peak"] = values["queries_per_s"] * about["flops_per_query"] / about["peak_flops"]
+        known[variant] = {**origin(command), **about, **values}
         with redirect_stdout(None):
-            write(args.out, "benchmarks/paper/speed.sh", figures)
+            write(out, command, {**about, "variants": known})
         print(variant, {k: v for k, v in values.items() if k != "kernels"}, flush=True)
         for kernel in values.get("kernels", []):
             print("   ", kernel, flush=True)
