@@ -1,4 +1,4 @@
-"""What a process asks of the machine it runs on: memory that stays, threads that pay."""
+"""What a process asks of the machine it runs on: memory that stays."""
 
 import ctypes
 import sys

@@ -18,10 +18,9 @@ from dualstudent.cli.parse import parse, peek
 from dualstudent.cli.show import Bars, console, following, percent, result_table, stopping
 from dualstudent.data import DATA_SETS, Images, fetch, load_data
 from dualstudent.errors import Missing, UserError, unknown
-from dualstudent.networks import ARCHITECTURES, work
+from dualstudent.networks import ARCHITECTURES, lighter, smallest, suited
 
 log = logging.getLogger(__name__)
-SMALL, LIGHT = 16 * 16, 10_000_000  # pixels of an image, FLOPs of a student's pass: up to these, one thread
 
 
 def demo_command(args: list[str]) -> int:
@@ -52,7 +51,7 @@ def target_command(args: list[str]) -> int:
 def _train(args: list[str]) -> int:
     form = parse(forms.TrainForm, args, "target train", "Train a target on a data set's train split.")
     device = experiment.choose_device(form.machine.device)
-    set_threads(form.machine.threads, None)
+    set_threads(form.machine.threads)
     with Bars(training="steps") as bars:
         about = targets.train_target(
             form.dataset,
@@ -74,7 +73,7 @@ def _check(args: list[str]) -> int:
     from dualstudent.cli.checking import check
 
     form = parse(forms.CheckForm, args, "target check", "Look at a target before it is extracted.")
-    set_threads(form.machine.threads, None)
+    set_threads(form.machine.threads)
     return check(form)
 
 
@@ -112,7 +111,7 @@ def plan_command(args: list[str]) -> int:
     opened = targets.open_target(form.extraction.target, form.access, device=device)
     pace, price = read_check(form.costs.check, opened)
     price = price if form.costs.price is None else price_of(form.costs.price)
-    set_threads(form.machine.threads, opened.target.spec.shape, getattr(form.method, "student", "auto"))
+    set_threads(form.machine.threads, light(form.method, opened.target.spec.shape))
     data = None
     with contextlib.suppress(UserError):  # what is not at hand, extract would not judge by either
         data = None if opened.data is None else load_data(opened.data)
@@ -142,7 +141,7 @@ def extract_command(args: list[str]) -> int:
     )
     device = experiment.choose_device(form.machine.device)
     opened = targets.open_target(form.extraction.target, form.access, device=device)
-    set_threads(form.machine.threads, opened.target.spec.shape, getattr(form.method, "student", "auto"))
+    set_threads(form.machine.threads, light(form.method, opened.target.spec.shape))
     e, budget = form.run, form.extraction.queries
     data = _judging(e, opened.data)
     go_on = experiment.going_on(e.out, opened.target)
@@ -325,14 +324,20 @@ def list_command(args: list[str]) -> int:
     return 0
 
 
-def set_threads(threads: int | None, shape: tuple[int, int, int] | None, arch: str = "auto") -> None:
-    """Set the threads of an operation: as told, else one for small images and networks. Raises UserError.
+def light(method: methods.Method[Any], shape: tuple[int, int, int]) -> bool:
+    """Return whether a method's student is light; networks of others are not measured. Raises UserError."""
+    arch = getattr(method, "student", None)
+    if arch == "auto":
+        arch = suited(shape) if isinstance(method, methods.Frugal) else smallest(shape)
+    return arch is not None and ":" not in arch and lighter(arch, shape) == 1
 
-    Two would win a third of the time, and lose more than that where another process needs the core.
+
+def set_threads(threads: int | None, light: bool = False) -> None:
+    """Set the threads of an operation: as told, else one for what is light. Raises UserError.
+
+    Two make a light student's run shorter by little or nothing; two runs of one thread each win more.
     """
-    if threads is not None:
-        if threads < 1:
-            raise UserError(f"--threads {threads}: at least 1")
-        torch.set_num_threads(threads)
-    elif shape is not None and shape[1] * shape[2] <= SMALL and (":" in arch or work(arch, shape) <= LIGHT):
-        torch.set_num_threads(1)
+    if threads is not None and threads < 1:
+        raise UserError(f"--threads {threads}: at least 1")
+    if threads is not None or light:
+        torch.set_num_threads(threads or 1)

@@ -17,7 +17,8 @@ class Machine:
     """Where it runs."""
 
     device: str = "auto"  # auto, cpu, cuda, cuda:1 …
-    threads: int | None = None  # threads of an operation; default: 1 for small images, else all cores
+    # threads of an operation; default: 1 for students of up to 6 MFLOP an image, else all cores
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,8 @@ class Extracted:
     tensorboard: bool = False  # write TensorBoard events too
     journal: bool = False  # keep each answer on disk before it is learnt; default: for services only
     price: float | None = None  # of 1,000 images, for the bill
-    probe_every: int | None = (
-        None  # queries between probes for another model (audit); 0: none; default: services
-    )
+    # queries between probes for another model (audit); 0: none; default: services
+    probe_every: int | None = None
 
 
 @dataclass(frozen=True)

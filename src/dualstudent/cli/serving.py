@@ -8,12 +8,15 @@ from dualstudent.cli.forms import ServeForm
 from dualstudent.errors import UserError
 from dualstudent.serve import Served, serve
 
+SMALL = 16 * 16  # pixels of an image: a target of such images is light
+
 
 def start(form: ServeForm) -> int:
     """Serve a target until SIGTERM or Ctrl-C. Raises UserError."""
     device = experiment.choose_device(form.machine.device)
     opened = targets.open_target(form.target, form.access, device=device)
-    set_threads(form.machine.threads, opened.target.spec.shape)
+    _, height, width = opened.target.spec.shape
+    set_threads(form.machine.threads, light=height * width <= SMALL)
     token = None
     if form.token_needed is not None:
         token = os.environ.get(form.token_needed, "").strip()

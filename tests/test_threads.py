@@ -1,0 +1,104 @@
+"""What a process asks of its machine: threads by the student's work, memory that stays."""
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from dualstudent import cli, machine, methods
+from dualstudent import sweep as sweeps
+from dualstudent.cli.commands import light
+from dualstudent.sweep import work as working
+from sweep_fixture import Write
+
+
+@pytest.mark.parametrize(
+    ("method", "student", "shape", "one"),
+    [
+        ("dual-student", "auto", (1, 8, 8), True),
+        ("dual-student", "lenet5-half", (1, 32, 32), True),
+        ("frugal", "lenet5", (1, 28, 28), True),
+        ("frugal", "auto", (1, 28, 28), True),
+        ("frugal", "auto", (3, 32, 32), False),  # it takes a resnet8
+        ("dual-student", "resnet8", (3, 12, 12), True),
+        ("dual-student", "resnet18", (1, 12, 12), False),
+        ("dual-student", "torch:package:factory", (1, 8, 8), False),
+    ],
+)
+def test_light_students(method: str, student: str, shape: tuple[int, int, int], one: bool) -> None:
+    assert light(methods.find(method)(student=student), shape) == one  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [([], [1]), (["--threads", "3"], [3]), (["--student", "resnet18", "--batch", "2"], [])],
+)
+@pytest.mark.parametrize("command", ["plan", "extract"])
+def test_threads_of_a_command(
+    command: str,
+    words: list[str],
+    asked: list[int],
+    digits_target: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    set_to: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    out = ["--out", str(tmp_path / "run"), "--points", "1"] if command == "extract" else []
+    more = ["--target", str(digits_target), "--queries", "4", "--width", "4", *out, *words]
+    assert cli.main([command, "dual-student", *more]) == 0
+    assert set_to == asked
+
+
+def test_the_help_says_what_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["extract", "frugal", "--help"])
+    said = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
+    assert "default: 1 for students of up to 6 MFLOP an image, else all cores" in said
+    assert "queries between probes for another model" in said
+
+
+PROGRAM = """
+import os, sys
+import dualstudent.cli
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print("torch is loaded with", os.environ.get("OMP_WAIT_POLICY"))
+
+sys.meta_path.insert(0, Watch())
+assert "torch" not in sys.modules
+dualstudent.cli.main(["list", "--json"])
+"""
+
+
+@pytest.mark.parametrize(("told", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_sleep(told: str | None, policy: str) -> None:
+    """OpenMP reads it once, when torch is loaded."""
+    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    env |= {} if told is None else {"OMP_WAIT_POLICY": told}
+    said = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, check=True
+    )
+    assert said.stdout.splitlines()[0] == f"torch is loaded with {policy}"
+
+
+def test_commands_and_sweeps_keep_memory(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(cli, "keep_memory", lambda: calls.append("command"))
+    assert cli.main(["--version"]) == 0
+    monkeypatch.setattr(working, "keep_memory", lambda: calls.append("cell"))
+    working.work(asdict(sweeps.read_sweep(write()).cells[0]))
+    assert calls == ["command", "cell"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
+def test_memory_can_be_kept() -> None:
+    assert machine.keep_memory()
