@@ -1,5 +1,6 @@
 """Frugal: what it plans, and which images it chooses."""
 
+import copy
 import itertools
 import math
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from dualstudent.methods import Frugal
 from dualstudent.methods.base import cosine, pace
 from dualstudent.methods.frugal import CHUNK
 from dualstudent.methods.learners import Learners, Scouts
-from dualstudent.methods.monitor import renew
+from dualstudent.methods.monitor import evenness, renew
 from dualstudent.methods.worth import worth
 from dualstudent.muon import Muon
 from dualstudent.networks import lighter, scouting, smallest, work
@@ -127,9 +128,48 @@ def test_a_student_that_sees_nothing_starts_afresh(
             return state
 
     run = ds.extract(Dead(**vars(method)), target, queries=64, out=tmp_path / "run", device="cpu")
-    assert "a student saw nothing: it got fresh weights" in caplog.text
+    assert "a student saw nothing, or just what another saw: it got fresh weights" in caplog.text
     [flag] = [flag for flag in run.result["flags"] if flag["name"] == "collapse"]
     assert "1 times a student saw nothing" in flag["text"]
+
+
+def test_a_student_that_sees_what_another_sees_starts_afresh(
+    linear: Callable[..., Linear], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a network of others comes with the same weights each time; who differs is left alone."""
+    method = Frugal(student="digits-cnn", compute_least=64, students=3)
+    state, target = method.init(linear(classes=10).spec), linear(classes=10)
+    first, twin, other = state.students.members
+    twin.load_state_dict(first.state_dict())
+    monkeypatch.setattr("dualstudent.networks.ensemble.classifier", lambda *_: copy.deepcopy(first))
+    kept = copy.deepcopy(other.state_dict())
+    state.memory.add(torch.rand(8, *target.spec.shape), torch.eye(10)[torch.arange(8)])
+    assert method.learn(state, Oracle(target, Account("attack")), 1)["renewed"] == 1
+    logits = state.students(torch.rand(8, *target.spec.shape)).detach()
+    assert renew(state, logits, torch.eye(10)[:8]) == 0
+    assert (logits[1] - logits[0]).abs().max() > 1e-3
+    assert sum(torch.equal(kept[k], v) for k, v in other.state_dict().items()) < len(kept), "it learns"
+
+
+def test_evenness_counts_the_classes_that_there_are() -> None:
+    four = torch.tensor([5.0, 5.0, 5.0, 5.0] + [0.0] * 12)
+    assert float(evenness(four)) == pytest.approx(0.5)
+    assert float(evenness(four, known=False)) == pytest.approx(1.0)
+    assert float(evenness(torch.tensor([7.0, 0.0]), known=False)) == 0.0
+
+
+def test_answers_of_one_class_are_told(
+    linear: Callable[..., Linear], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class One(Linear):
+        def __call__(self, x: Tensor, /) -> Tensor:
+            return torch.eye(10)[:1].expand(len(x), -1)
+
+    method = Frugal(student="digits-cnn", compute=0.01, compute_least=1, batch=128)
+    run = ds.extract(method, One(ds.Spec((1, 8, 8), 10)), queries=1024, out=tmp_path / "run", device="cpu")
+    assert caplog.text.count("100 % of all answers are of one class") == 1
+    [flag] = [flag for flag in run.result["flags"] if flag["name"] == "collapse"]
+    assert not flag["ok"]
 
 
 class Bright(Linear):
@@ -152,7 +192,6 @@ def test_where_one_class_is_answered_to_all_frugal_looks_near_the_others() -> No
             )
             counts = state.memory.classes()
             shares.append(float(counts[1] / counts.sum()))
-    print(shares)
     assert shares[0] < 0.1
     assert shares[1] > 1.5 * shares[0]
 
@@ -339,6 +378,23 @@ def test_a_large_student_has_the_rates_of_its_own_batches(linear: Callable[..., 
             assert rates == pytest.approx([0.01 * part * cosine(0.5)] * 2)
         asked = method.phases(budget)[0].schedule(0.0)
         assert asked == pytest.approx((7000 / (0.35 * budget)) ** 0.5)
+
+
+@pytest.mark.parametrize(("access", "batches"), [(ds.Access.PROBS, 240), (ds.Access.LABEL, 80)])
+def test_few_labels_are_not_learnt_for_ever(
+    access: ds.Access, batches: int, linear: Callable[..., Linear]
+) -> None:
+    """64 times at most after the last query: 1,000 labels were learnt by heart, and 12 points lost."""
+    target = linear(access=access)
+    method = Frugal(student="digits-cnn", compute_least=300, learnt=8)
+    state, oracle = method.init(target.spec), Oracle(target, Account("attack"))
+    state.memory.add(torch.rand(10, 1, 8, 8), torch.eye(4)[torch.arange(10) % 4])
+    counts = []
+    state.students.members[0].register_forward_pre_hook(lambda *_: counts.append(1))
+    after = method.phases(10)[-1]
+    for _ in range(after.steps):
+        after.step(state, oracle)
+    assert len(counts) == pytest.approx(batches, abs=12)
 
 
 @pytest.mark.parametrize("access", list(ds.Access))

@@ -21,6 +21,7 @@ from dualstudent.evaluation import Witness, before, bound, fidelity, logits
 from dualstudent.experiment.folder import RunFolder
 from dualstudent.files import read_json, write_json, write_text
 from dualstudent.methods import Phase
+from dualstudent.methods.monitor import COLLAPSE
 from dualstudent.networks import Students
 from dualstudent.numerics import AUTO, Numerics
 from dualstudent.spec import Access, Spec
@@ -28,6 +29,7 @@ from dualstudent.spec import Access, Spec
 Progress = Callable[[int, dict[str, Any]], None]  # queries spent; the last evaluation, step and steps
 log = logging.getLogger(__name__)
 PICTURES = 12  # images of a strip
+MANY = 500  # answers after which it is told that they are nearly all of one class
 
 
 def evaluation_steps(phases: Sequence[Phase[Any]], points: int) -> set[int]:
@@ -72,6 +74,7 @@ class Recorder:
         self.folder, self.spec, self.data, self.answers = folder, spec, data, answers
         self.revealed, self.numerics, self.progress, self.stop = revealed, numerics, progress, stop
         self.board = board
+        self._lopsided = False
         self.last: dict[str, Any] = {}
         self._steps = evaluation_steps(phases, points)
         self._before: Students | None = None  # the students before a step that will be evaluated
@@ -128,7 +131,12 @@ class Recorder:
                 if not math.isfinite(value):
                     raise Diverged(f"the run diverged: {name} is {value} at step {step}")
             if values.get("renewed"):
-                log.warning("at %s queries a student saw nothing: it got fresh weights", f"{spent:,}")
+                told = "at %s queries a student saw nothing, or just what another saw: it got fresh weights"
+                log.warning(told, f"{spent:,}")
+            if values.get("commonest", 0) >= COLLAPSE and spent >= MANY and not self._lopsided:
+                told = "at %s queries %.0f %% of all answers are of one class: the copy may know no other"
+                log.warning(told, f"{spent:,}", 100 * values["commonest"])
+                self._lopsided = True
             self._log({"event": "step", "step": step, "queries": spent, **values})
         self._fresh.clear()
 

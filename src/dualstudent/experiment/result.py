@@ -127,7 +127,11 @@ def _flags(
             "collapse",
             top < COLLAPSE,
             (f"the commonest answer is {top:.0%} of all" if histogram else "no answers yet")
-            + (f"; {renewed} times a student saw nothing and got fresh weights" if renewed else ""),
+            + (
+                f"; {renewed} times a student saw nothing, or what another saw, and got fresh weights"
+                if renewed
+                else ""
+            ),
         ),
         (
             "bound of eq. 4",

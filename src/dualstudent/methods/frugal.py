@@ -14,7 +14,7 @@ from dualstudent.memory import Memory
 from dualstudent.methods.base import Method, Metrics, Phase, Rate, cosine, cut, scaled, slow, spend
 from dualstudent.methods.game import ask, learn, usual
 from dualstudent.methods.learners import Learners, learners
-from dualstudent.methods.monitor import evenness, nearer, renew
+from dualstudent.methods.monitor import nearer, renew, signs
 from dualstudent.methods.procedural import inside
 from dualstudent.methods.worth import best, climbed, worth
 from dualstudent.muon import Muon, lower
@@ -23,14 +23,12 @@ from dualstudent.oracle import Oracle
 from dualstudent.spec import Access, Spec
 
 CHUNK = 8  # batches learnt in a step that asks nothing
-LONG = 7000  # batches above which more of them are learnt at lower rates: by the root of how many
+PASSES = 64  # over all answers after the last query, at most, where they are labels: a few are soon known
 
 
 @dataclass(frozen=True)
 class Frugal(Method[Learners]):
-    """Ask the procedural images that promise most to tell something, a half of them some steps uphill;
-    learn them between the queries and, longer, after the last.
-    """
+    """Ask the procedural images that promise most, a half of them a little uphill; learn them thoroughly."""
 
     student: str = "auto"  # architecture, or torch:package.module:factory; auto: by the images' shape
     scout: str = "auto"  # architecture that chooses; auto: the student's, a lighter one above 6 MFLOP
@@ -98,8 +96,7 @@ class Frugal(Method[Learners]):
             first = partial(step, sizes=[self.batch], blind=True)
             plan.insert(0, Phase("blind", first, blind, self.batch, part))
         if later:
-            last = partial(self.learn, after=batches)
-            plan.append(Phase("after", last, later, 0, cut(falling, turn, 1.0)))
+            plan.append(Phase("after", partial(self.learn, after=batches), later, 0, cut(falling, turn, 1.0)))
         return plan
 
     def iterate(
@@ -135,6 +132,8 @@ class Frugal(Method[Learners]):
         if pupils is not state:  # it learns for all of them, at the rates of its own batches
             share *= self.students
             slow(pupils.student_descent, lower(self.after * share * after) / lower(after))
+        if after and oracle.spec.access == Access.LABEL:
+            share = min(share, PASSES * len(state.memory) / (self.learnt * self.after * after))
         loss, losses = usual(oracle.spec, self.temperature), []
         for _ in range(parallel.whole(batches * share) if share != 1 else batches):
             x, answer = state.memory.draw(self.learnt)
@@ -144,6 +143,6 @@ class Frugal(Method[Learners]):
             return {}
         return {
             "loss": torch.stack(losses).mean(),
-            "evenness": evenness(state.memory.classes()),
+            **signs(state.memory.classes(), oracle.spec.classes is not None),
             "renewed": torch.tensor(float(renew(pupils, logits, answer))),
         }

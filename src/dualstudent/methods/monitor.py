@@ -1,6 +1,4 @@
-"""Signs of collapse: answers all of one class, students that see nothing. What to do about the latter."""
-
-import math
+"""Signs of collapse: answers all of one class, students that see nothing or all the same; what to do."""
 
 import torch
 from torch import Tensor
@@ -11,37 +9,48 @@ from dualstudent.methods.game import Pupils
 from dualstudent.networks.ensemble import MASKED
 
 COLLAPSE = 0.9  # share of one class among all answers that is a collapse
-STILL = 1e-4  # deviation of logits over a batch below which a student sees nothing
+STILL = 1e-4  # of logits: deviation over a batch of who sees nothing, distance of who sees all the same
 
 
-def evenness(classes: Tensor) -> Tensor:
-    """Return the entropy of the classes answered, in units of that of an even spread."""
+def evenness(classes: Tensor, known: bool = True) -> Tensor:
+    """Return the entropy of the classes answered, in units of that of an even spread over all of them; over
+    those answered, at least two, where it is not known how many there are.
+    """
     share = classes / classes.sum()
-    return -torch.xlogy(share, share).sum() / math.log(len(classes))
+    even = share.new_tensor(len(share)) if known else (share > 0).sum()
+    return -torch.xlogy(share, share).sum() / even.clamp_min(2).log()
 
 
-def lopsided(memory: Memory) -> bool:
-    """Return whether the target has answered one class to nearly everything."""
-    classes = memory.classes()
-    return bool(classes.max() >= COLLAPSE * classes.sum())
+def commonest(classes: Tensor) -> Tensor:
+    """Return the share of the commonest class among all answers."""
+    return classes.max() / classes.sum()
+
+
+def signs(classes: Tensor, known: bool) -> dict[str, Tensor]:
+    """Return what tells a collapse of the answers early, by name."""
+    return {"evenness": evenness(classes, known), "commonest": commonest(classes)}
 
 
 def nearer(x: Tensor, memory: Memory) -> Tensor:
-    """Return images, every other one blended with what was answered otherwise where that is seldom."""
-    if lopsided(memory):
+    """Return images; where one class is nearly all answers, every other one blended with one that was
+    answered, all classes alike.
+    """
+    if commonest(memory.classes()) >= COLLAPSE:
         other, _ = memory.draw_even(len(x[::2]))
         x[::2] = x[::2].lerp(other.to(x.dtype), torch.rand_like(other[:, :1, :1, :1]))
     return x
 
 
 def renew(state: Pupils, logits: Tensor, answer: Tensor) -> int:
-    """Give fresh weights to students whose logits (s, b, k) do not depend on the image, though answers do;
-    return how many: the one wait for a GPU in a step.
+    """Give fresh weights to students whose logits (s, b, k) do not depend on the image, or are those of the
+    student before, though answers do depend on it; return how many.
     """
     if len(answer) < 2:
         return 0
     seen = logits.masked_fill(logits <= MASKED / 2, 0.0)
-    still = (seen.std(1).amax(1) < STILL) & (answer.std(0).amax() > STILL)
+    still = seen.std(1).amax(1) < STILL
+    still[1:] |= (seen[1:] - seen[:-1]).abs().amax((1, 2)) < STILL
+    still &= answer.std(0).amax() > STILL
     found = [i for i, flag in enumerate(still.tolist()) if parallel.total(flag) == parallel.world()]
     for index in found:
         for weight in state.students.renew(index):

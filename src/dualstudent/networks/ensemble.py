@@ -72,11 +72,16 @@ class Students(nn.Module):
 
     @torch.no_grad()
     def renew(self, index: int) -> list[Tensor]:
-        """Give a member fresh weights, the same on all ranks; return its parameters."""
+        """Give a member fresh weights, the same on all ranks; return its parameters.
+
+        With a little noise: a network of others may seed itself, and would be the same again.
+        """
         member = self.members[index]
         fresh = classifier(self.arch, self.shape, self.outputs).state_dict()
         for name, value in member.state_dict().items():
             value.copy_(fresh[name])
+            if value.ndim > 1:
+                value.add_(0.1 * value.std() * torch.randn_like(value))
         parallel.average([value for value in member.state_dict().values() if value.is_floating_point()])
         return list(member.parameters())
 
