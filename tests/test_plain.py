@@ -113,6 +113,41 @@ def test_wide_convolution_in_float32_and_with_a_bias() -> None:
         assert (layer(x).double() - direct).abs().max() < 5e-5 * direct.abs().max()
 
 
+def upsampled(x: Tensor, w: Tensor) -> Tensor:
+    return F.conv2d(F.interpolate(x, scale_factor=2.0), w, padding=1)
+
+
+def convolved(x: Tensor, w: Tensor) -> Tensor:
+    return F.conv2d(x, w, padding=1)
+
+
+OURS: dict[str, tuple[Any, Any, int, int]] = {  # our way, the direct one, channels in and out
+    "winograd": (Winograd.apply, convolved, WIDE, WIDE + 8),
+    "doubled, wide": (Doubled.apply, upsampled, 64, 72),
+    "doubled": (doubled, upsampled, 24, 12),
+    "narrow": (narrow, convolved, 64, 1),
+}
+
+
+@pytest.mark.parametrize("way", OURS)
+@pytest.mark.parametrize("size", [(8, 8), (5, 9), (17, 16)])
+def test_gradients_in_float32(way: str, size: tuple[int, int]) -> None:
+    """By oneDNN's products, which float64 does not take: as those of direct convolution in float64."""
+    ours, direct, inputs, outputs = OURS[way]
+    torch.manual_seed(0)
+    x = torch.randn(5, inputs, *size, dtype=torch.float32).to(memory_format=torch.channels_last)
+    w = torch.randn(outputs, inputs, 3, 3, dtype=torch.float32) / 3 / inputs**0.5
+    back = torch.randn_like(direct(x, w))
+    found = []
+    for function, kind in ((ours, torch.float32), (direct, torch.float64)):
+        players = [each.to(kind).requires_grad_() for each in (x, w)]
+        y = function(*players)
+        found.append([y.detach(), *torch.autograd.grad(y, players, back.to(kind))])
+    for mine, exact in zip(*found, strict=True):
+        assert mine.dtype == torch.float32
+        assert (mine.double() - exact).abs().max() < 5e-5 * exact.abs().max()
+
+
 @pytest.mark.parametrize("tiles", [winograd.TILES, 4])
 def test_wide_convolution_gradcheck(tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many images are transformed together."""

@@ -213,6 +213,13 @@ def test_a_run_whose_start_failed_says_so(write: Write, at_once: Executor) -> No
     )
 
 
+def test_names_with_signs_of_latex(write: Write, at_once: Executor) -> None:
+    sweep = sweeps.read_sweep(write(**{'name = "narrow"': 'name = "a^2 ~b_c & 5 % {#$}"'}))
+    sweeps.write_summary(sweep)
+    escaped = r"a\textasciicircum{}2 \textasciitilde{}b\_c \& 5 \% \{\#\$\}"
+    assert f" & {escaped} & " in (sweep.out / "summary.tex").read_text()
+
+
 def test_a_sweep_may_move(write: Write, at_once: Executor, tmp_path: Path) -> None:
     """With runs that go on from others, too."""
     path = write(**{"seeds = [5]": 'seeds = [0]\nstart = "narrow"', '[40, "0.06k"]': "[40]"})

@@ -127,6 +127,7 @@ def _markdown(sweep: Sweep, table: list[Row]) -> str:
 
 def _latex(table: list[Row]) -> str:
     signs = {"\\": r"\textbackslash{}", "±": r"$\pm$", **{c: f"\\{c}" for c in "&%$#_{}"}}
+    signs |= {"^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
 
     def escaped(text: str) -> str:
         return "".join(signs.get(c, c) for c in text)
