@@ -16,7 +16,7 @@ import torch.multiprocessing
 
 import dualstudent as ds
 from conftest import Linear
-from dualstudent import engine, methods, targets
+from dualstudent import engine, methods, parallel, targets
 from dualstudent.cli import main
 from dualstudent.errors import Stopped, UserError
 from dualstudent.ledger import Account, Shown
@@ -47,8 +47,6 @@ CASES: list[tuple[str, str, ds.Access, int | None, dict[str, Any]]] = [
 
 def work(rank: int, address: int, out: str) -> None:
     """What one rank does: run each case and write down what it holds and what its target saw."""
-    from dualstudent import parallel
-
     names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(address)}
     os.environ |= names | {"RANK": str(rank), "WORLD_SIZE": str(RANKS)}
     torch.set_num_threads(1)
@@ -190,6 +188,14 @@ def test_another_number_of_ranks_is_refused(digits_target: Path, tmp_path: Path)
     with pytest.raises(UserError, match=r"was begun with 2 ranks, here are 1.*--nproc-per-node 2") as refused:
         ds.resume(out)
     assert "\n" not in str(refused.value)
+
+
+def test_snapshots_that_differ_between_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "total", lambda number: number + 1)
+    target = Linear(ds.Spec((1, 8, 8), 4))
+    with pytest.raises(UserError, match="all machines need the same folder of the run"):
+        engine.run(quick("procedural", "default"), target, Account("attack", 97), budgets=[97])
+    assert target.seen == 0
 
 
 def charged(out: Path) -> bool:
