@@ -44,23 +44,42 @@ def reached(row: dict[str, Any], level: float) -> str:
 
 
 def halves(rows: list[dict[str, Any]]) -> list[str]:
-    """Return a table of what frugal leaves undecided beside the best other data-free method."""
-    lines = ["| target | from | queries | frugal | best other | its method | ratio |", "|" + "---|" * 7]
+    """Return a table of how far frugal is off beside the best other data-free method, and beside itself with
+    the same learning and nothing chosen.
+    """
+    head = ["target", "from", "queries", "frugal", "best other", "its method", "ratio", "nothing chosen"]
+    lines = ["| " + " | ".join([*head, "ratio"]) + " |", "|" + "---|" * 9]
     for row in sorted((r for r in rows if r["method"] == "frugal"), key=place):
         cell = [row[name] for name in ("target", "labels", "budget")]
-        others = [
-            r
-            for r in rows
-            if [r[name] for name in ("target", "labels", "budget")] == cell
-            and r["data_free"]
-            and not r["method"].startswith("frugal")
-        ]
-        if not others:
-            continue
-        best = max(others, key=lambda r: r["agreement"]["mean"])
-        mine, theirs = (100 * (1 - r["agreement"]["mean"]) for r in (row, best))
-        words = [row["target"], WORDS[row["labels"]], f"{row['budget']:,}", f"{mine:.1f}", f"{theirs:.1f}"]
-        lines.append("| " + " | ".join([*words, best["method"], f"{mine / theirs:.2f}"]) + " |")
+        same = [r for r in rows if [r[name] for name in ("target", "labels", "budget")] == cell]
+        others = [r for r in same if r["data_free"] and not r["method"].startswith("frugal")]
+        blind = [r for r in same if r["method"] == "frugal, nothing chosen"]
+        mine, words = off(row), [row["target"], WORDS[row["labels"]], f"{row['budget']:,}"]
+        words.append(f"{mine:.1f}")
+        for found, named in ((others, True), (blind, False)):
+            best = min(found, key=off) if found else None
+            words.append(f"{off(best):.1f}" if best else "")
+            words += [best["method"] if best else ""] if named else []
+            words.append(f"{mine / off(best):.2f}" if best else "")
+        lines.append("| " + " | ".join(words) + " |")
+    return lines
+
+
+def off(row: dict[str, Any]) -> float:
+    """Return the mean disagreement of a row in %."""
+    return float(100 * (1 - row["agreement"]["mean"]))
+
+
+def paces(rows: list[dict[str, Any]]) -> list[str]:
+    """Return a table of the divergence that rates.py found, thousandths of a nat."""
+    rates = sorted({row["rate"] for row in rows})
+    lines = [
+        "| batches | " + " | ".join(f"rate {rate:g}" for rate in rates) + " |",
+        "|---" * (1 + len(rates)) + "|",
+    ]
+    for batches in sorted({row["batches"] for row in rows}):
+        found = {row["rate"]: row["divergence"] for row in rows if row["batches"] == batches}
+        lines.append(f"| {batches:,} | " + " | ".join(f"{1000 * found[rate]:.1f}" for rate in rates) + " |")
     return lines
 
 
@@ -112,6 +131,7 @@ def main() -> None:
     for name in ("variants", "signs"):
         if (HERE / f"{name}.json").exists():
             text = put(text, name, tried(read(HERE / f"{name}.json")["rows"]))
+    text = put(text, "rates", paces(read(HERE / "rates.json")["rows"]))
     PAGE.write_text(text)
 
 
