@@ -18,7 +18,7 @@ from dualstudent.cli.parse import parse, peek
 from dualstudent.cli.show import Bars, console, following, percent, result_table, stopping
 from dualstudent.data import DATA_SETS, Images, fetch, load_data
 from dualstudent.errors import Missing, UserError, unknown
-from dualstudent.networks import ARCHITECTURES, lighter, smallest, suited
+from dualstudent.networks import ARCHITECTURES, lighter
 
 log = logging.getLogger(__name__)
 
@@ -328,7 +328,7 @@ def light(method: methods.Method[Any], shape: tuple[int, int, int]) -> bool:
     """Return whether a method's student is light; networks of others are not measured. Raises UserError."""
     arch = getattr(method, "student", None)
     if arch == "auto":
-        arch = suited(shape) if isinstance(method, methods.Frugal) else smallest(shape)
+        arch = method.suits(shape)
     return arch is not None and ":" not in arch and lighter(arch, shape) == 1
 
 

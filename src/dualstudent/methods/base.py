@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from dualstudent import parallel
 from dualstudent.data import Images
 from dualstudent.errors import UserError, unknown
-from dualstudent.networks import Clone
+from dualstudent.networks import Clone, smallest, suited
+from dualstudent.networks.classifiers import Shape
 from dualstudent.numerics import one_thread
 from dualstudent.oracle import Oracle
 from dualstudent.spec import Access, Spec
@@ -68,6 +69,7 @@ class Method(ABC, Generic[S]):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     procedural: ClassVar[bool] = False  # whether what it asks comes from a procedural prior
     bounded: ClassVar[bool] = False  # whether its steps record what the bound of eq. 4 is checked on
+    larger: ClassVar[bool] = False  # whether student `auto` is more than the smallest that fits
     remainder: ClassVar[int] = 0  # images of a budget that may stay unspent: one less than a pair, say
 
     @classmethod
@@ -89,6 +91,10 @@ class Method(ABC, Generic[S]):
     @abstractmethod
     def phases(self, budget: int, done: int = 0) -> Sequence[Phase[S]]:
         """Return the plan for the queries from `done` to `budget`. Raises UserError."""
+
+    def suits(self, shape: Shape) -> str:
+        """Return the architecture that student `auto` is for images of a shape."""
+        return suited(shape) if self.larger else smallest(shape)
 
     def outside(self, spec: Spec) -> Images | None:
         """Return the images of others that are asked; None for a data-free recipe. Raises UserError."""

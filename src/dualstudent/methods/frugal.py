@@ -18,7 +18,7 @@ from dualstudent.methods.monitor import nearer, renew, signs
 from dualstudent.methods.procedural import inside
 from dualstudent.methods.worth import best, climbed, worth
 from dualstudent.muon import Muon, lower
-from dualstudent.networks import Students, lighter, make_students, scouting, suited
+from dualstudent.networks import Students, lighter, make_students, scouting
 from dualstudent.oracle import Oracle
 from dualstudent.spec import Access, Spec
 
@@ -54,6 +54,7 @@ class Frugal(Method[Learners]):
     procedural: ClassVar[bool] = True
     needs: ClassVar[Access] = Access.LABEL
     data_free: ClassVar[bool] = True
+    larger: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}
 
     def __post_init__(self) -> None:
@@ -68,7 +69,7 @@ class Frugal(Method[Learners]):
 
     def init(self, spec: Spec) -> Learners:
         """Return fresh students and an empty memory, and a large student that others choose for."""
-        arch = suited(spec.shape) if self.student == "auto" else self.student
+        arch = self.suits(spec.shape) if self.student == "auto" else self.student
         after = self.after * max(self.compute, self.compute_least) > 0
         scout = self.scout if self.scout != "auto" else scouting(arch, spec.shape) if after else arch
         if scout != arch and not after:

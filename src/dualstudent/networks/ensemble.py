@@ -81,7 +81,7 @@ class Students(nn.Module):
         for name, value in member.state_dict().items():
             value.copy_(fresh[name])
             if value.ndim > 1:
-                value.add_(0.1 * value.std() * torch.randn_like(value))
+                value.add_(0.1 * value.std(correction=0) * torch.randn_like(value))
         parallel.average([value for value in member.state_dict().values() if value.is_floating_point()])
         return list(member.parameters())
 

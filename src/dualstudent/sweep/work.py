@@ -23,10 +23,8 @@ from dualstudent.targets import TargetOptions, Training, open_target, train_targ
 from dualstudent.targets.folder import file_sum
 
 State = Literal["done", "stopped", "open", "n/a"]
-FOREVER, DAY = (
-    60 * 24 * 365,
-    60 * 24,
-)  # minutes of a local job and of Slurm's, unless told: submitit's are five
+DAY = 24 * 60  # minutes that Slurm is asked for unless told; submitit would ask for five
+FOREVER = 365 * DAY  # of a local job
 SHARED = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node")
 RECORD = "sweep.json"  # beside a target: how the sweep trained it
 Tell = Callable[[str, str], None]  # cell, what became of it
