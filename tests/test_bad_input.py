@@ -110,8 +110,6 @@ CASES = {
         "diverged: loss is nan at step 1",
     ),
     "drops": (f"extract dual-student {OURS} --drops 2 3", "--drops 2 3: shares"),
-    "too hot": ("extract frugal --target {target} --queries 9 --out {out} --temperature 500", "at most 100"),
-    "too cold": ("extract frugal --target {target} --queries 9 --out {out} --temperature 0", "at least 0.1"),
     "stride": ("extract frugal --target {target} --queries 9 --out {out} --stride 2", "--stride 2: it must"),
     "drops below": (f"extract dual-student {OURS} --drops=-1", "--drops -1"),
     "points": (f"extract dual-student {OURS} --points=-1", "--points -1"),

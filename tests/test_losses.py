@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dualstudent.losses import cross_entropy, disagreement, distillation, kl, l1, recover_logits
+from dualstudent.losses import cross_entropy, disagreement, filled, l1, recover_logits
 
 quick = settings(max_examples=60, deadline=None)
 seeds = st.integers(0, 2**32)
@@ -38,29 +38,29 @@ class TestValues:
         s, label = torch.tensor([[[1e4, -1e4]]]), torch.tensor([[0.0, 1.0]])
         assert cross_entropy(s, label).item() == pytest.approx(2e4)
 
+    def test_filled_leaves_what_is_above_zero(self) -> None:
+        p = normal(5, 7).softmax(1)
+        assert torch.equal(filled(p), p)
+
+    def test_zeros_of_rounded_answers_are_half_of_what_they_are_rounded_to(self) -> None:
+        p = torch.tensor([[0.999, 0.001, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
+        assert filled(p)[:, 1:].tolist() == [[0.001, 0.0005], [0.0005, 0.0005]]
+
+    def test_where_nothing_but_certainty_is_answered_zeros_are_small_all_the_same(self) -> None:
+        assert filled(torch.eye(3)).tolist() == (torch.eye(3) + 0.005 * (1 - torch.eye(3))).tolist()
+
+    def test_classes_kept_back_share_what_a_row_lacks(self) -> None:
+        p = torch.tensor([[0.6, 0.2, 0.0, 0.0], [0.9, 0.1, 0.0, 0.0]], dtype=torch.float64)
+        assert filled(p)[:, 2:].tolist() == [[pytest.approx(0.1)] * 2, [0.005] * 2]
+
     @quick
-    @given(seeds, st.floats(0.5, 20))
-    def test_distillation_is_kl_of_softened_logits(self, seed: int, temperature: float) -> None:
-        s, t = normal(2, 3, 4, seed=seed), normal(3, 4, seed=seed + 1)
-        assert torch.allclose(distillation(s, t, 1.0), kl(s, t.softmax(1)))
-        apart = distillation(s, t, temperature)
-        assert (apart > 0).all()
-        same = distillation(t[None] + 7, t, temperature)  # logits up to a constant
-        assert torch.allclose(same, torch.zeros_like(same), atol=1e-9)
-
-    def test_distillation_of_probabilities_that_are_zero_is_finite(self) -> None:
-        answer = torch.tensor([[1.0, 0, 0, 0], [0.5, 0.5, 0, 0]])
-        s = torch.zeros(1, 2, 4, requires_grad=True)
-        distillation(s, recover_logits(answer), 4.0).sum().backward()  # type: ignore[no-untyped-call]
-        wanted = 4 * (torch.tensor([0.25] * 4) - answer)  # T (softmax(s / T) − softmax(t / T))
-        assert s.grad is not None
-        assert torch.allclose(s.grad[0], wanted, atol=1e-6)
-
-    def test_distillation_at_a_high_temperature_is_the_squared_distance_of_logits(self) -> None:
-        """Hinton et al. 2015, section 2.1: logits of mean zero, divided by twice the number of classes."""
-        s, t = (x - x.mean(-1, keepdim=True) for x in (normal(1, 3, 4), normal(3, 4, seed=1)))
-        squares = (s - t).square().sum(2) / 8
-        assert torch.allclose(distillation(s, t, 1000.0), squares, rtol=1e-2)
+    @given(seeds, st.integers(1, 6))
+    def test_filled_logits_are_in_order_and_finite(self, seed: int, decimals: int) -> None:
+        p = (5 * normal(8, 6, seed=seed)).softmax(1).mul(10**decimals).round().div(10**decimals)
+        logits = recover_logits(filled(p).float())
+        assert logits.isfinite().all()
+        more = p[:, :, None] > p[:, None, :]
+        assert (logits[:, :, None] >= logits[:, None, :])[more].all()
 
     def test_disagreement_of_two(self) -> None:
         s = torch.tensor([[[1.0, 2.0], [0.0, 0.0]], [[3.0, 2.0], [0.0, -4.0]]])

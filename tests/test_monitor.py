@@ -14,7 +14,7 @@ from dualstudent import engine
 from dualstudent.ledger import Account
 from dualstudent.methods import Frugal
 from dualstudent.methods.learners import Learners
-from dualstudent.methods.monitor import evenness, renew
+from dualstudent.methods.monitor import PATIENCE, evenness, renew
 from dualstudent.oracle import Oracle
 
 
@@ -43,7 +43,7 @@ def test_a_student_that_sees_nothing_starts_afresh(
             return state
 
     run = ds.extract(Dead(**vars(method)), target, queries=64, out=tmp_path / "run", device="cpu")
-    assert "a student saw nothing, or just what another saw: it got fresh weights" in caplog.text
+    assert "a student saw nothing, what another saw or one class in all: it got fresh weights" in caplog.text
     [flag] = [flag for flag in run.result["flags"] if flag["name"] == "collapse"]
     assert "1 times a student saw nothing" in flag["text"]
 
@@ -64,6 +64,31 @@ def test_a_student_that_sees_what_another_sees_starts_afresh(
     assert renew(state, logits, torch.eye(10)[:8]) == 0
     assert (logits[1] - logits[0]).abs().max() > 1e-3
     assert sum(torch.equal(kept[k], v) for k, v in other.state_dict().items()) < len(kept), "it learns"
+
+
+def test_a_student_that_keeps_seeing_one_class_starts_afresh(linear: Callable[..., Linear]) -> None:
+    """Its logits depend on the image, its class does not: not at once, and not where it is right."""
+    target = linear(classes=10)
+    state = Frugal(student="digits-cnn").init(target.spec)
+    x, answer = torch.rand(20, *target.spec.shape), torch.eye(10)[torch.arange(20) % 10]
+    state.memory.add(x, answer)
+    *_, bias = state.students.members[1].parameters()
+    bias.data[3] = 1e3
+    assert (state.students(x)[1].argmax(1) == 3).all()
+
+    def renewed(answer: Tensor) -> int:
+        return renew(state, state.students(x).detach(), answer)
+
+    loss = state.students(x).sum()
+    loss.backward()
+    state.student_descent.step()
+    assert renewed(answer) == 0, "it may learn yet"
+    for moments in state.student_descent.state.values():
+        moments["step"].fill_(PATIENCE)
+    assert renewed(torch.eye(10)[3].expand(20, -1)) == 0, "all are of that class"
+    assert renewed(answer) == 1
+    assert bias[3] < 10
+    assert renewed(answer) == 0
 
 
 def test_evenness_counts_the_classes_that_there_are() -> None:

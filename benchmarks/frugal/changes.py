@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dualstudent import priors
-from dualstudent.losses import cross_entropy, distillation, spread
+from dualstudent.losses import cross_entropy, l1, recover_logits, spread
 from dualstudent.methods import Frugal
 from dualstudent.methods.base import Metrics, descend
 from dualstudent.methods.frugal import CHUNK
-from dualstudent.methods.game import Loss, learn, sgd, usual
+from dualstudent.methods.game import Loss, filled_distance, learn, sgd, usual
 from dualstudent.methods.learners import Learners
 from dualstudent.methods.procedural import inside
 from dualstudent.methods.worth import worth
@@ -32,6 +32,11 @@ def drawing(prior: Callable[..., Tensor]) -> Iterator[None]:
         yield
     finally:
         priors.broad = broad
+
+
+def drawn(method: Frugal, state: Learners, times: int = 1) -> tuple[Tensor, Tensor]:
+    """Return so many times what frugal learns in a batch."""
+    return state.memory.draw(times * method.learnt, method.grain * state.memory.hard)
 
 
 @dataclass(frozen=True)
@@ -116,9 +121,7 @@ class Averaging(Frugal):
     def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK, after: float = 0.0) -> Metrics:
         losses = []
         for _ in range(batches):
-            losses.append(
-                learn(state, usual(oracle.spec, self.temperature), *state.memory.draw(self.learnt))[0]
-            )
+            losses.append(learn(state, usual(oracle.spec, filled_distance), *drawn(self, state))[0])
             state.average.update(state.students)  # type: ignore[attr-defined]
         return {"loss": torch.stack(losses).mean()}
 
@@ -203,10 +206,10 @@ class Taught(Frugal):
     """Light students that learn by another loss, or other batches than are remembered: for those below."""
 
     def loss(self, spec: Spec) -> Loss:
-        return usual(spec, self.temperature)
+        return usual(spec, filled_distance)
 
     def drawn(self, state: Learners) -> tuple[Tensor, Tensor]:
-        return state.memory.draw(self.learnt)
+        return drawn(self, state)
 
     def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK, after: float = 0.0) -> Metrics:
         loss = self.loss(oracle.spec)
@@ -215,11 +218,18 @@ class Taught(Frugal):
 
 
 @dataclass(frozen=True)
-class Distant(Taught):
-    """What is learnt of probabilities is the distance of logits, ℓ1, as in the paper."""
+class Distilling(Taught):
+    """Probabilities are learnt by distillation at a temperature, not by the distance of logits."""
+
+    temperature: float = 4.0
 
     def loss(self, spec: Spec) -> Loss:
-        return usual(spec)
+        return usual(spec, self.distillation)
+
+    def distillation(self, logits: Tensor, answer: Tensor) -> Tensor:
+        """Return the cross-entropy of both sides' logits over the temperature (Hinton et al. 2015)."""
+        softened = (recover_logits(answer) / self.temperature).softmax(1)
+        return self.temperature**2 * cross_entropy(logits / self.temperature, softened)
 
 
 @dataclass(frozen=True)
@@ -231,20 +241,11 @@ class Smoothing(Taught):
 
 
 @dataclass(frozen=True)
-class Noisy(Taught):
-    """What is learnt again is learnt with a little noise."""
-
-    def drawn(self, state: Learners) -> tuple[Tensor, Tensor]:
-        x, answer = super().drawn(state)
-        return x + 0.03 * torch.randn_like(x), answer
-
-
-@dataclass(frozen=True)
 class Doubting(Taught):
     """Of twice as many remembered, those are learnt on which the students disagree."""
 
     def drawn(self, state: Learners) -> tuple[Tensor, Tensor]:
-        x, answer = state.memory.draw(2 * self.learnt)
+        x, answer = drawn(self, state, 2)
         with torch.no_grad():
             doubt = spread(state.students(x)).clamp_min(1e-4).log()
         luck = -torch.log(-torch.log(torch.rand(len(x))))
@@ -258,9 +259,9 @@ class Consistent(Frugal):
 
     def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK, after: float = 0.0) -> Metrics:
         spec, losses = oracle.spec, []
-        loss = usual(spec, self.temperature)
+        loss = usual(spec, filled_distance)
         for _ in range(batches):
-            x, answer = state.memory.draw(self.learnt)
+            x, answer = drawn(self, state)
             free = inside(spec.encode(priors.broad(self.learnt, spec.shape)), spec)
             with torch.no_grad():
                 mean = state.students(free).mean(0)
@@ -268,8 +269,8 @@ class Consistent(Frugal):
             for member in state.students.members:
                 logits = member(torch.cat([x, free]))
                 told, follows = logits[: len(x)], logits[len(x) :]
-                heat = 1.0 if spec.access == Access.LABEL else self.temperature
-                apart = distillation(follows[None], mean, heat)
+                hard = spec.access == Access.LABEL
+                apart = cross_entropy(follows[None], mean.softmax(1)) if hard else l1(follows[None], mean)
                 both.append(loss(told[None], answer).mean() + apart.mean())
             descend(state.student_descent, sum(both))  # type: ignore[arg-type]
             losses.append(torch.stack([each.detach() for each in both]).mean())

@@ -1,7 +1,7 @@
 """Which rate of Muon learns most from so many batches: writes rates.json.
 
 One LeNet-5 learns a fixed pool of images of the prior, answered once by the LeNet-5 on MNIST (probabilities),
-as the students of frugal do: batches of 128, distillation at temperature 4, rate along half a cosine. Judged
+as the students of frugal do: batches of 128, ℓ1 of logits, rate along half a cosine. Judged
 by the divergence of its probabilities on the test images of MNIST, where agreement is at its end.
 """
 
@@ -16,7 +16,7 @@ from summary import write
 
 import dualstudent as ds
 from dualstudent import priors
-from dualstudent.losses import distillation, recover_logits
+from dualstudent.losses import l1, recover_logits
 from dualstudent.methods.base import cosine, descend
 from dualstudent.muon import Muon
 from dualstudent.networks import classifier
@@ -66,7 +66,7 @@ def learnt(
         for group in optimiser.param_groups:
             group["lr"] = rate * cosine(i / batches)
         rows = torch.randint(len(x), (128,))
-        descend(optimiser, distillation(network(x[rows] / 255)[None], logits[rows], 4.0).mean())
+        descend(optimiser, l1(network(x[rows] / 255)[None], logits[rows]).mean())
     with torch.no_grad():
         return torch.cat([network.eval()(part) for part in real.split(500)]).log_softmax(1)
 

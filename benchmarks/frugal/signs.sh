@@ -10,5 +10,5 @@ out=runs/frugal-signs
 PYTHONPATH=benchmarks .venv/bin/python benchmarks/frugal/variants.py --target "$out/target" --data "$out/data" \
   --queries 10k --labels soft hard --seeds 0 --out "$out/runs" --results benchmarks/frugal/signs.json \
   --command benchmarks/frugal/signs.sh \
-  --only "as it is" "ℓ1 of logits" "temperature 1" "nothing climbs" "AdamW, rate 0.003" "SGD, rate 0.05" \
+  --only "as it is" "distilled at temperature 1" "distilled at temperature 4" "distilled at temperature 12" "nothing climbs" "AdamW, rate 0.003" "SGD, rate 0.05" \
   "rate 0.006" "rate 0.03" "decay 0.1" "decay 1"

@@ -1,10 +1,11 @@
 """Collect frugal.toml and peers of benchmarks/claims: results.json, docs/methods/frugal.md."""
 
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from collect import WORDS, gather, share
-from summary import read, write
+from summary import origin, read, write
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent.parent / "docs" / "methods" / "frugal.md"
@@ -27,6 +28,21 @@ def peers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         names = [row | {"method": row["method"].removesuffix(STUDENTS)} for row in same]
         found += names or [row | {"method": row["method"] + ", half-width"} for row in mine]
     return found
+
+
+def measured(results: Path, command: str) -> list[dict[str, Any]]:
+    """Return the rows of the runs that are here and the others that the file has, each with its origin."""
+    known = read(results) if results.exists() else {"rows": []}
+    earlier = {name: known[name] for name in ("command", "commit", "machine") if name in known}
+    rows = {key(row): earlier | row for row in known["rows"]}
+    rows |= {key(row): origin(command) | row for row in gather(HERE / "frugal.toml")}
+    with redirect_stdout(None):
+        write(results, command, {"rows": list(rows.values())})
+    return list(rows.values())
+
+
+def key(row: dict[str, Any]) -> tuple[str, str, str, int]:
+    return row["target"], row["method"], row["labels"], row["budget"]
 
 
 def reached(row: dict[str, Any], level: float) -> str:
@@ -110,8 +126,7 @@ def put(text: str, name: str, lines: list[str]) -> str:
 
 
 def main() -> None:
-    rows = gather(HERE / "frugal.toml")
-    write(HERE / "results.json", "benchmarks/frugal/command.sh", {"rows": rows})
+    rows = measured(HERE / "results.json", "benchmarks/frugal/command.sh")
     rows += peers(rows)
     levels = [f"{100 * level:.0f} %" for level in LEVELS]
     head = ["target", "from", "queries", "method", "n", "agreement, %", "accuracy, %", *levels, "s"]

@@ -20,9 +20,8 @@ from changes import (
     Breeding,
     Climbing,
     Consistent,
-    Distant,
+    Distilling,
     Doubting,
-    Noisy,
     Painting,
     Plain,
     Smoothing,
@@ -40,8 +39,9 @@ VARIANTS: dict[str, Frugal] = {
     "AdamW, rate 0.006": Adapting(student="lenet5", rate=6e-3),
     "SGD, rate 0.05": Plain(student="lenet5", rate=0.05),
     "a generator paints over a half of the candidates": Painting(student="lenet5"),
-    "ℓ1 of logits": Distant(student="lenet5"),
-    "temperature 1": Frugal(student="lenet5", temperature=1.0),
+    "distilled at temperature 1": Distilling(student="lenet5", temperature=1.0),
+    "distilled at temperature 4": Distilling(student="lenet5"),
+    "distilled at temperature 12": Distilling(student="lenet5", temperature=12.0),
     "rate 0.006": Frugal(student="lenet5", rate=6e-3),
     "rate 0.03": Frugal(student="lenet5", rate=3e-2),
     "nothing climbs": Frugal(student="lenet5", climbs=0),
@@ -51,7 +51,8 @@ VARIANTS: dict[str, Frugal] = {
     "the clone is a running average of weights": Averaging(student="lenet5"),
     "label smoothing 0.1": Smoothing(student="lenet5"),
     "students follow their mean on images not asked": Consistent(student="lenet5"),
-    "noise of 0.03 on what is learnt": Noisy(student="lenet5"),
+    "no noise on what is learnt": Frugal(student="lenet5", grain=0.0),
+    "noise of 0.06 on what is learnt": Frugal(student="lenet5", grain=0.06),
     "replay by disagreement": Doubting(student="lenet5"),
     "half as much learning": Frugal(student="lenet5", compute_least=1500, compute=0.175),
     "twice as much learning": Frugal(student="lenet5", compute_least=6000, compute=0.7),
@@ -64,8 +65,10 @@ VARIANTS: dict[str, Frugal] = {
     "4 students": Frugal(student="lenet5", students=4),
 }
 ALONE = {  # what makes a difference for one kind of answer only
-    **dict.fromkeys(("label smoothing 0.1", "a half climbs"), "hard"),
-    **dict.fromkeys(("ℓ1 of logits", "temperature 1", "nothing climbs"), "soft"),
+    **dict.fromkeys(("label smoothing 0.1", "a half climbs", "no noise on what is learnt"), "hard"),
+    "noise of 0.06 on what is learnt": "hard",
+    **dict.fromkeys((f"distilled at temperature {t}" for t in (1, 4, 12)), "soft"),
+    "nothing climbs": "soft",
 }
 
 

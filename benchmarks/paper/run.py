@@ -11,12 +11,13 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from summary import read, write
+from summary import kept, origin, read, write
 
 import dualstudent as ds
 from dualstudent import sweep as sweeps
@@ -29,6 +30,7 @@ from dualstudent.sweep.work import prepare, work
 HERE = Path(__file__).parent
 SPEC = HERE.parent / "claims" / "paper.toml"
 EXPECTED: dict[str, Any] = tomllib.loads((HERE / "expected.toml").read_text())
+COMMAND = "benchmarks/paper/command.sh"
 DEFAULT, CONTINUED, MISTAKE = "cifar10/DS/soft", 3, 2
 TRAINING = 6  # minutes that a target may take: with fewer left, one is begun in the next part
 START = 0.5  # minutes from the command to a target: a part may be late by as much
@@ -169,11 +171,11 @@ def attacks(cells: list[Cell], proxy: Goal, results: Path, left: Callable[[], fl
 
 
 def keep(results: Path, part: str, name: str, found: dict[str, Any]) -> None:
-    known = read(results) if results.exists() else {}
-    parts: dict[str, Any] = {key: known.get(key, {}) for key in ("cells", "attacks", "unfinished")}
+    parts: dict[str, Any] = {key: kept(results, key) for key in ("cells", "attacks", "unfinished")}
     parts["unfinished"].pop(name, None)
-    parts[part][name] = found
-    write(results, "benchmarks/paper/command.sh", parts)
+    parts[part][name] = {**origin(COMMAND), **found}
+    with redirect_stdout(None):
+        write(results, COMMAND, parts)
 
 
 def expected(cell: Cell) -> float | None:

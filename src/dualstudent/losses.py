@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+UNSEEN = 0.005  # the most that half of the least answer tells of a zero
+
 
 def recover_logits(p: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
     """Return log p − mean_c(log p), the target's logits up to a constant (Dual Student, section 3).
@@ -16,6 +18,19 @@ def recover_logits(p: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
     """
     log_p = p.clamp_min(torch.finfo(torch.float32).tiny).log()
     return log_p - log_p.mean(1, keepdim=True)
+
+
+def filled(p: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+    """Return rows whose zeros, of rounding or of classes kept back, are likely values instead.
+
+    An equal share of what a row lacks to 1, or, if more, half of the least of all rows, 0.005 at most;
+    never more than the least of the row.
+    """
+    known = p > 0
+    least = torch.where(known, p, 1).amin(1, keepdim=True)
+    lacking = (1 - p.sum(1, keepdim=True)) / (~known).sum(1, keepdim=True).clamp_min(1)
+    share = torch.maximum(lacking, (least.amin() / 2).clamp_max(UNSEEN))
+    return torch.where(known, p, torch.minimum(share, least))
 
 
 def l1(s: Float[Tensor, "s b k"], t: Float[Tensor, "b k"]) -> Float[Tensor, "s b"]:
@@ -38,13 +53,6 @@ def kl(s: Float[Tensor, "s b k"], t: Float[Tensor, "b k"]) -> Float[Tensor, "s b
     """Return KL(t ‖ softmax(s)), nats: probabilities of the target on one side, logits on the other."""
     entropy: Tensor = torch.special.entr(t).sum(1)
     return cross_entropy(s, t) - entropy
-
-
-def distillation(
-    s: Float[Tensor, "s b k"], t: Float[Tensor, "b k"], temperature: float
-) -> Float[Tensor, "s b"]:
-    """Return T² KL(softmax(t / T) ‖ softmax(s / T)), nats, of logits (Hinton et al. 2015, section 2)."""
-    return temperature**2 * kl(s / temperature, (t / temperature).softmax(1))
 
 
 def multi_margin(s: Float[Tensor, "s b k"], t: Float[Tensor, "b k"]) -> Float[Tensor, "s b"]:

@@ -49,10 +49,15 @@ class Memory(nn.Module):
         self.images[place], self.answers[place] = images, answers
         self.added += len(images)
 
-    def draw(self, images: int) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"]]:
-        """Return this rank's share of a batch of remembered exchanges, drawn with replacement."""
+    def draw(self, images: int, grain: float = 0.0) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"]]:
+        """Return this rank's share of a batch of remembered exchanges, drawn with replacement.
+
+        `grain` is the root mean square of noise on its images, in units of the range of pixels.
+        """
         rows = torch.randint(len(self), (parallel.shard(images),), device=self.images.device)
-        return self.at(rows)
+        x, answer = self.at(rows)
+        low, high = self.spec.bounds
+        return (x + grain * (high - low) * torch.randn_like(x) if grain else x), answer
 
     def draw_even(self, images: int) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"]]:
         """Return as many exchanges, drawn so that each class answered is as likely as another."""

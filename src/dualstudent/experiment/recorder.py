@@ -21,7 +21,7 @@ from dualstudent.evaluation import Witness, before, bound, fidelity, logits
 from dualstudent.experiment.folder import RunFolder
 from dualstudent.files import read_json, write_json, write_text
 from dualstudent.methods import Phase
-from dualstudent.methods.monitor import COLLAPSE
+from dualstudent.methods.monitor import BLIND, COLLAPSE
 from dualstudent.networks import Students
 from dualstudent.numerics import AUTO, Numerics
 from dualstudent.spec import Access, Spec
@@ -131,8 +131,8 @@ class Recorder:
                 if not math.isfinite(value):
                     raise Diverged(f"the run diverged: {name} is {value} at step {step}")
             if values.get("renewed"):
-                told = "at %s queries a student saw nothing, or just what another saw: it got fresh weights"
-                log.warning(told, f"{spent:,}")
+                told = "at %s queries a student %s: it got fresh weights"
+                log.warning(told, f"{spent:,}", BLIND)
             if values.get("commonest", 0) >= COLLAPSE and spent >= MANY and not self._lopsided:
                 told = "at %s queries %.0f %% of all answers are of one class: the copy may know no other"
                 log.warning(told, f"{spent:,}", 100 * values["commonest"])

@@ -132,7 +132,7 @@ class Method(ABC, Generic[S]):
 
 
 _SHARES, _POSITIVE = ("drops", "grey"), ("radius",)
-_MOST = {"temperature": 100, "stride": 1}  # above, float32 has lost what is learnt; the range of pixels
+_MOST = {"stride": 1, "grain": 1}  # the range of pixels
 _BELOW_ONE = ("momentum", "average", "first", "blind", "after")
 
 

@@ -12,7 +12,7 @@ from dualstudent import parallel, priors
 from dualstudent.errors import UserError
 from dualstudent.memory import Memory
 from dualstudent.methods.base import Method, Metrics, Phase, Rate, cosine, cut, scaled, slow, spend
-from dualstudent.methods.game import ask, learn, usual
+from dualstudent.methods.game import ask, filled_distance, learn, usual
 from dualstudent.methods.learners import Learners, learners
 from dualstudent.methods.monitor import nearer, renew, signs
 from dualstudent.methods.procedural import inside
@@ -44,8 +44,8 @@ class Frugal(Method[Learners]):
     compute_least: int = 3000  # batches that each student learns at least; a large one fewer
     after: float = 0.8  # share of them that are learnt after the last query
     learnt: int = 128  # images of a batch that is learnt
+    grain: float = 0.03  # of the noise on images learnt from labels, root mean square, in the range of pixels
     memory: int = 1_000_000  # exchanges kept
-    temperature: float = 4.0  # of the distillation of probabilities
     rate: Rate = 0.015  # learning rate of the students' Muon, lower where much is learnt
     weight_decay: float = 0.3  # of the students: each step takes rate × 0.3 of a weight
     max_classes: int = 1000  # size of the head where the number of classes is unknown
@@ -59,8 +59,8 @@ class Frugal(Method[Learners]):
 
     def __post_init__(self) -> None:
         self.at_least(students=2, batch=2, candidates=1, blind=0, sure=0, doubtful=0, compute=0, after=0)
-        self.at_least(compute_least=0, learnt=2, memory=self.batch + 2, max_classes=2, climbs=0, stride=0)
-        self.at_least(rate=0, weight_decay=0, temperature=0.1)
+        self.at_least(compute_least=0, learnt=2, memory=self.batch + 2, max_classes=2)
+        self.at_least(climbs=0, stride=0, grain=0, rate=0, weight_decay=0)
         self.plausible()
 
     @property
@@ -133,17 +133,16 @@ class Frugal(Method[Learners]):
         if pupils is not state:  # it learns for all of them, at the rates of its own batches
             share *= self.students
             slow(pupils.student_descent, lower(self.after * share * after) / lower(after))
-        if after and oracle.spec.access == Access.LABEL:
+        hard = oracle.spec.access == Access.LABEL
+        if after and hard:
             share = min(share, PASSES * len(state.memory) / (self.learnt * self.after * after))
-        loss, losses = usual(oracle.spec, self.temperature), []
+        loss, losses = usual(oracle.spec, filled_distance), []
         for _ in range(parallel.whole(batches * share) if share != 1 else batches):
-            x, answer = state.memory.draw(self.learnt)
+            x, answer = state.memory.draw(self.learnt, self.grain * hard)
             mean, logits = learn(pupils, loss, x, answer)
             losses.append(mean)
         if not losses:
             return {}
-        return {
-            "loss": torch.stack(losses).mean(),
-            **signs(state.memory.classes(), oracle.spec.classes is not None),
-            "renewed": torch.tensor(float(renew(pupils, logits, answer))),
-        }
+        told = signs(state.memory.classes(), oracle.spec.classes is not None)
+        renewed = torch.tensor(float(renew(pupils, logits, answer)))
+        return {"loss": torch.stack(losses).mean(), **told, "renewed": renewed}

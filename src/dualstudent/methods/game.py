@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dualstudent import parallel
-from dualstudent.losses import cross_entropy, distillation, l1, recover_logits
+from dualstudent.losses import cross_entropy, filled, l1, recover_logits
 from dualstudent.memory import Memory
 from dualstudent.methods.base import descend
 from dualstudent.networks import Clone, Generator, Students
@@ -66,15 +66,14 @@ def logit_distance(logits: Tensor, answer: Tensor) -> Tensor:
     return l1(logits, recover_logits(answer))
 
 
-def usual(spec: Spec, temperature: float | None = None) -> Loss:
-    """Return what students descend: cross-entropy on labels; on probabilities ℓ1 of logits, or, at a
-    temperature, distillation.
-    """
-    if spec.access == Access.LABEL:
-        return cross_entropy
-    if temperature is None:
-        return logit_distance
-    return lambda logits, answer: distillation(logits, recover_logits(answer), temperature)
+def filled_distance(logits: Tensor, answer: Tensor) -> Tensor:
+    """Return the same to answers whose zeros are likely values instead."""
+    return logit_distance(logits, filled(answer))
+
+
+def usual(spec: Spec, soft: Loss = logit_distance) -> Loss:
+    """Return what students descend: cross-entropy on labels, on probabilities ℓ1 of logits."""
+    return cross_entropy if spec.access == Access.LABEL else soft
 
 
 def told(students: Students, answer: Tensor) -> Tensor:

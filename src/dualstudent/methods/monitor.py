@@ -9,6 +9,8 @@ from dualstudent.methods.game import Pupils
 from dualstudent.networks.ensemble import MASKED
 
 COLLAPSE = 0.9  # share of one class among all answers that is a collapse
+PATIENCE = 200  # batches after which a student that still sees one class everywhere has come to a standstill
+BLIND = "saw nothing, what another saw or one class in all"  # a student that is renewed
 STILL = 1e-4  # of logits: deviation over a batch of who sees nothing, distance of who sees all the same
 
 
@@ -43,13 +45,15 @@ def nearer(x: Tensor, memory: Memory) -> Tensor:
 
 def renew(state: Pupils, logits: Tensor, answer: Tensor) -> int:
     """Give fresh weights to students whose logits (s, b, k) do not depend on the image, or are those of the
-    student before, though answers do depend on it; return how many.
+    student before, or who have learnt for long and see one class in all images, though most are answered
+    otherwise; return how many.
     """
     if len(answer) < 2:
         return 0
     seen = logits.masked_fill(logits <= MASKED / 2, 0.0)
     still = seen.std(1).amax(1) < STILL
     still[1:] |= (seen[1:] - seen[:-1]).abs().amax((1, 2)) < STILL
+    still |= standing(logits.argmax(2), answer.argmax(1)) & (learnt(state) >= PATIENCE).to(still.device)
     still &= answer.std(0).amax() > STILL
     found = [i for i, flag in enumerate(still.tolist()) if parallel.total(flag) == parallel.world()]
     for index in found:
@@ -57,3 +61,17 @@ def renew(state: Pupils, logits: Tensor, answer: Tensor) -> int:
             for moment in state.student_descent.state[weight].values():
                 moment.zero_()  # in place: captured programs know the address
     return len(found)
+
+
+def standing(top: Tensor, told: Tensor) -> Tensor:
+    """Return which students see one class, (s, b), in a whole batch, most of which is told otherwise, (b)."""
+    return (top == top[:, :1]).all(1) & ((told != top[:, :1]).double().mean(1) > 0.5)
+
+
+def learnt(state: Pupils) -> Tensor:
+    """Return how many batches each student has learnt since its weights were fresh."""
+    moments = state.student_descent.state
+    each = [[moments.get(w, {}).get("step") for w in m.parameters()] for m in state.students.members]
+    return torch.stack(
+        [torch.stack([s for s in steps if s is not None] or [torch.zeros(())]).max() for steps in each]
+    )

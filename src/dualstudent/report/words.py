@@ -40,8 +40,7 @@ MEANINGS: dict[str, str] = {
         "Where those distances are taken: on logits, or, where only labels are known, on labels."
     ),
     "Student loss": (
-        "What the students minimise on the answers: ℓ1 of logits for probabilities (frugal: distillation), "
-        "cross-entropy for labels."
+        "What the students minimise on the answers: ℓ1 of logits for probabilities, cross-entropy for labels."
     ),
     "Unique images": (
         "Different images among those asked; far fewer than the budget means that queries were wasted."

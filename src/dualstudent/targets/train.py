@@ -18,7 +18,7 @@ from dualstudent.errors import UserError
 from dualstudent.evaluation.fidelity import evaluating, inputs
 from dualstudent.networks import classifier
 from dualstudent.numerics import Numerics, Precision, full
-from dualstudent.programs import Programs
+from dualstudent.programs import Graphs, Programs, call
 from dualstudent.spec import Spec
 from dualstudent.targets import folder as files
 
@@ -150,33 +150,44 @@ def _fit(
     flip = training.flip if training.flip is not None else large and train.name.startswith("cifar")
     batch = min(training.batch, max(2, len(train) // 14))
     each = len(train) // batch
+    device = train.images.device
+    numerics = Numerics(training.precision).on(device)
+    numerics.apply(device)
+    compiled = numerics.compiles(epochs * each)
+    captured = compiled and device.type == "cuda"
     optimiser = torch.optim.SGD(
         network.parameters(),
         peak,
         training.momentum,
         weight_decay=training.weight_decay,
         nesterov=training.momentum > 0,
+        fused=captured or None,
     )
-    numerics = Numerics(training.precision).on(train.images.device)
-    numerics.apply(train.images.device)
-    if compiled := numerics.compiles(epochs * each):
+    programs = Programs(compiled, Graphs(device) if captured else None)
+    if compiled:
         network.compile()
-    mean, std = (torch.tensor(v, device=train.images.device).view(-1, 1, 1) for v in normalise)
-    step = 0
+
+    def program(x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        with numerics.casting(device):
+            logits = network(x)
+        optimiser.zero_grad()
+        F.cross_entropy(full(logits), labels).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        return ()
+
+    mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in normalise)
+    rate, step = torch.tensor(peak, device=device), 0  # a captured program finds it there
     for epoch in range(epochs):
         parallel.seed_step(seed, epoch + 1, 0)
-        order = torch.randperm(len(train)).to(train.images.device)
+        order = torch.randperm(len(train)).to(device)
         for rows in order[: each * batch].view(each, batch):
+            now = peak * _cosine(step, each, epochs * each)
             for group in optimiser.param_groups:
-                group["lr"] = peak * _cosine(step, each, epochs * each)
+                group["lr"] = rate.fill_(now) if captured else now
             part = train[rows]
             x = _cut_out((_augmented(part.pixels(), shift, flip) - mean) / std, training.cutout)
-            with numerics.casting(x.device), Programs(compiled).running(True):
-                logits = network(x)
-            loss = F.cross_entropy(full(logits), part.labels)
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            with programs.running(True):
+                call("train", program, x, part.labels)
             step += 1
         progress(step, epochs * each, f"epoch {epoch + 1} of {epochs}")
     return epochs
