@@ -19,9 +19,10 @@ def test_python_example_runs(digits_target: Path, tmp_path: Path, monkeypatch: p
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     (tmp_path / "runs" / "demo" / "target").symlink_to(digits_target)
     text = code[1]
-    assert "queries=50_000" in text
+    assert "ds.Frugal()" in text
+    assert "queries=5_000" in text
     names: dict[str, object] = {}
-    exec(text.replace("50_000", "1_500"), names)
+    exec(text.replace("5_000", "1_500").replace("ds.Frugal()", "ds.Frugal(compute_least=600)"), names)
     run = names["run"]
     assert isinstance(run, ds.Run)
     assert run.result["spent"] == 1500

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from dualstudent.errors import Overdraft, Stopped, TargetError, UserError
     from dualstudent.experiment import Run, evaluate, extract, resume
     from dualstudent.ledger import Account
-    from dualstudent.methods import DualStudent
+    from dualstudent.methods import DualStudent, Frugal
     from dualstudent.networks import load_student
     from dualstudent.oracle import Oracle
     from dualstudent.spec import Access, Service, Spec, Target, Traffic
@@ -22,7 +22,7 @@ _HOME = {
     "errors": ("Overdraft", "Stopped", "TargetError", "UserError"),
     "experiment": ("Run", "evaluate", "extract", "resume"),
     "ledger": ("Account",),
-    "methods": ("DualStudent",),
+    "methods": ("DualStudent", "Frugal"),
     "networks": ("load_student",),
     "oracle": ("Oracle",),
     "spec": ("Access", "Service", "Spec", "Target", "Traffic"),
@@ -35,6 +35,7 @@ __all__ = [
     "Account",
     "CallableTarget",
     "DualStudent",
+    "Frugal",
     "Images",
     "ModuleTarget",
     "Oracle",
