@@ -59,20 +59,24 @@ class Winograd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
         u = _weights(w)
-        out = torch.empty(len(x), len(w), *x.shape[2:], dtype=x.dtype, memory_format=torch.channels_last)
+        rows, columns = _grid(x)
+        whole = len(x), len(w), 4 * rows, 4 * columns
+        out = torch.empty(whole, dtype=x.dtype, memory_format=torch.channels_last)
+        places = out.permute(0, 2, 3, 1).view(len(x), rows, 4, columns, 4, len(w))
         kept: list[Tensor] = []  # what the weights' gradient needs of x
         wide = max(w.shape[:2])
-        for part, place in zip(_parts(x, wide), _parts(out, wide), strict=True):
+        for part in _parts(x, wide):
             v = _transform(B2, _tiles(part, 6), x.shape[1])
             kept += [v] if ctx.needs_input_grad[1] else []
             m = torch.stack([product(pixels, weights) for pixels, weights in zip(v, u, strict=True)])
-            rows, columns = _grid(part)
             y = product(A2.to(x), m.flatten(1).t()).view(4, 4, len(part), rows, columns, len(w))
-            y = y.permute(2, 3, 0, 4, 1, 5).reshape(len(part), 4 * rows, 4 * columns, len(w))
-            place.copy_(y[:, : x.shape[2], : x.shape[3]].permute(0, 3, 1, 2))
+            places[: len(part)].copy_(y.permute(2, 3, 0, 4, 1, 5))
+            places = places[len(part) :]
         ctx.shape = x.shape
         ctx.save_for_backward(u if kept else w, *kept)
-        return out
+        if out.shape[2:] == x.shape[2:]:
+            return out
+        return out[:, :, : x.shape[2], : x.shape[3]].contiguous(memory_format=torch.channels_last)
 
     @staticmethod
     @once_differentiable
@@ -86,9 +90,7 @@ class Winograd(torch.autograd.Function):
         for i, dy in enumerate(_parts(g, wide)):
             dm = _transform(A2.t(), _tiles(dy, 4), u.shape[1])
             if du is not None:
-                for place, gradient, pixels in zip(du, dm, kept[i], strict=True):
-                    more = product(gradient.t(), pixels.t())
-                    place.copy_(more) if i == 0 else place.add_(more)
+                du.baddbmm_(dm.transpose(1, 2), kept[i], beta=float(i > 0))  # in place, which product is not
             if dx is not None:
                 m = torch.stack([product(gradient, w.t()) for gradient, w in zip(dm, u, strict=True)])
                 dv = product(B2.t().to(g), m.flatten(1).t())
@@ -114,7 +116,8 @@ def _tiles(x: Tensor, size: int) -> Tensor:
     rows, columns = _grid(x)
     edge = (size - 4) // 2
     x = x.permute(0, 2, 3, 1)
-    x = F.pad(x, (0, 0, edge, 4 * columns + edge - x.shape[2], edge, 4 * rows + edge - x.shape[1]))
+    if size > 4 or x.shape[1:3] != (4 * rows, 4 * columns):  # padding by nothing is a copy, too
+        x = F.pad(x, (0, 0, edge, 4 * columns + edge - x.shape[2], edge, 4 * rows + edge - x.shape[1]))
     return x.unfold(1, size, 4).unfold(2, size, 4).permute(4, 5, 0, 1, 2, 3).reshape(size * size, -1)
 
 
