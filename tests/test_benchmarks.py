@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -257,3 +258,36 @@ def test_every_variant_of_frugal_runs_and_is_another(monkeypatch: pytest.MonkeyP
     for label in ("soft", "hard"):
         mine = [end for key, end in ends.items() if key[1] == label]
         assert len(set(mine)) == len(mine) > 15
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """What collects frugal's figures."""
+    for folder in ("", "claims", "frugal"):
+        monkeypatch.syspath_prepend(ROOT / "benchmarks" / folder)
+    return importlib.import_module("table")
+
+
+def test_frugals_page_shows_the_figures_that_were_measured(table: ModuleType) -> None:
+    text = (ROOT / "docs" / "methods" / "frugal.md").read_text()
+    rows = json.loads((ROOT / "benchmarks" / "frugal" / "results.json").read_text())["rows"]
+    assert table.page(text, rows) == text
+    rows[0]["agreement"]["mean"] -= 0.01
+    assert table.page(text, rows) != text
+
+
+def test_rows_whose_runs_are_gone_are_kept(
+    table: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with where it came from; those whose runs are there are made anew."""
+    names = {"target": "digits", "labels": "soft", "budget": 1000}
+    gone, there = ({**names, "method": method, "n": 1} for method in ("gone", "there"))
+    known = {"command": "old", "commit": "abc", "rows": [gone, there]}
+    (tmp_path / "results.json").write_text(json.dumps(known))
+    monkeypatch.setattr(table, "gather", lambda spec: [there | {"n": 3}])
+    rows = table.measured(tmp_path / "results.json", "new")
+    assert [(row["method"], row["n"], row["command"]) for row in rows] == [
+        ("gone", 1, "old"),
+        ("there", 3, "new"),
+    ]
+    assert json.loads((tmp_path / "results.json").read_text())["rows"] == rows

@@ -177,3 +177,21 @@ def test_evaluations_spread_over_the_queries_not_over_the_learning_after() -> No
         after - after // 4,
         after,
     ]
+
+
+@pytest.mark.parametrize("access", [ds.Access.LABEL, ds.Access.PROBS])
+def test_only_labels_are_learnt_on_images_with_noise(
+    access: ds.Access, linear: Callable[..., Linear], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+
+    def learn(pupils: object, loss: object, x: Tensor, answer: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(x)
+        return torch.zeros(()), torch.randn(2, len(x), 4)
+
+    monkeypatch.setattr("dualstudent.methods.frugal.learn", learn)
+    method = Frugal(student="digits-cnn", compute_least=40)
+    engine.run(method, linear(access=access), Account("attack", 128), budgets=[128])
+    levels = 255 * torch.cat(seen)
+    off = (levels - levels.round()).abs().max().item()
+    assert off > 0.4 if access == ds.Access.LABEL else off < 1e-3

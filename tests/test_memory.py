@@ -41,3 +41,15 @@ def test_a_memory_draws_all_classes_alike() -> None:
     memory.add(torch.rand(1000, 1, 2, 2), torch.eye(3)[(torch.arange(1000) % 100 == 0).long()])
     drawn = memory.draw_even(2000)[1].mean(0)
     assert drawn.tolist() == pytest.approx([0.5, 0.5, 0.0], abs=0.05)
+
+
+@pytest.mark.parametrize("grain", [0.0, 0.03])
+def test_what_is_drawn_with_grain_is_off_by_noise_in_units_of_the_range(grain: float) -> None:
+    memory = Memory(4, ds.Spec((1, 64, 64), 3, bounds=(-1.0, 3.0)))
+    memory.add(memory.rounded(torch.full((4, 1, 64, 64), 0.5)), torch.eye(3)[[0, 1, 2, 0]])
+    x, answer = memory.draw(50, grain)
+    assert x.sub(memory.rounded(torch.full((1, 1, 1, 1), 0.5))).std().item() == pytest.approx(
+        4 * grain, rel=0.02
+    )
+    assert answer.sum(1).tolist() == [1.0] * 50
+    assert memory.images.unique().numel() == 1, "what is remembered stays as it was asked"

@@ -99,8 +99,9 @@ def paces(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def place(row: dict[str, Any]) -> tuple[str, bool, int, float]:
-    return row["target"], row["labels"] == "hard", row["budget"], -row["agreement"]["mean"]
+def place(row: dict[str, Any]) -> tuple[str, bool, int, float, str]:
+    best = -row["agreement"]["mean"]
+    return row["target"], row["labels"] == "hard", row["budget"], best, row["method"]
 
 
 def tried(rows: list[dict[str, Any]]) -> list[str]:
@@ -125,9 +126,9 @@ def put(text: str, name: str, lines: list[str]) -> str:
     return before + begin + "\n\n" + "\n".join(lines) + "\n\n" + end + after
 
 
-def main() -> None:
-    rows = measured(HERE / "results.json", "benchmarks/frugal/command.sh")
-    rows += peers(rows)
+def page(text: str, rows: list[dict[str, Any]]) -> str:
+    """Return the page with all its tables anew."""
+    rows = rows + peers(rows)
     levels = [f"{100 * level:.0f} %" for level in LEVELS]
     head = ["target", "from", "queries", "method", "n", "agreement, %", "accuracy, %", *levels, "s"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
@@ -142,12 +143,16 @@ def main() -> None:
         "",
         *halves(rows),
     ]
-    text = put(PAGE.read_text(), "the figures", lines)
+    text = put(text, "the figures", lines)
     for name in ("variants", "signs"):
         if (HERE / f"{name}.json").exists():
             text = put(text, name, tried(read(HERE / f"{name}.json")["rows"]))
-    text = put(text, "rates", paces(read(HERE / "rates.json")["rows"]))
-    PAGE.write_text(text)
+    return put(text, "rates", paces(read(HERE / "rates.json")["rows"]))
+
+
+def main() -> None:
+    rows = measured(HERE / "results.json", "benchmarks/frugal/command.sh")
+    PAGE.write_text(page(PAGE.read_text(), rows))
 
 
 if __name__ == "__main__":

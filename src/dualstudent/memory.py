@@ -105,7 +105,8 @@ class Memory(nn.Module):
         for name, like in (("images", self.images), ("answers", answers)):
             grown = like.new_empty(size, *like.shape[1:], device=answers.device)
             old = getattr(self, name)
-            grown[: len(old)] = old if old.numel() else grown[: len(old)]
+            if len(old):
+                grown[: len(old)] = old
             setattr(self, name, grown)
 
     def get_extra_state(self) -> dict[str, Any]:
