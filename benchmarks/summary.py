@@ -51,7 +51,8 @@ def write(path: Path, command: str, figures: dict[str, Any]) -> None:
 def kept(path: Path, part: str, *more: str) -> dict[str, Any]:
     """Return what an earlier file has in a part, each entry with its own origin, and `more` of the file's."""
     known = read(path) if path.is_file() else {}
-    about = {name: known[name] for name in ("command", "commit", "machine", *more) if name in known}
+    about = {name: known.get(name) for name in ("command", "commit", "machine")}
+    about |= {name: known[name] for name in more if name in known}
     return {name: {**about, **entry} for name, entry in known.get(part, {}).items()}
 
 

@@ -279,15 +279,13 @@ def test_frugals_page_shows_the_figures_that_were_measured(table: ModuleType) ->
 def test_rows_whose_runs_are_gone_are_kept(
     table: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each with where it came from; those whose runs are there are made anew."""
+    """Each with where it came from; those whose runs are there, as many as there were, are made anew."""
     names = {"target": "digits", "labels": "soft", "budget": 1000}
-    gone, there = ({**names, "method": method, "n": 1} for method in ("gone", "there"))
-    known = {"command": "old", "commit": "abc", "rows": [gone, there]}
+    gone, there, more = ({**names, "method": method, "n": 2} for method in ("gone", "there", "more"))
+    known = {"command": "old", "commit": "abc", "rows": [gone, there, more]}
     (tmp_path / "results.json").write_text(json.dumps(known))
-    monkeypatch.setattr(table, "gather", lambda spec: [there | {"n": 3}])
+    monkeypatch.setattr(table, "gather", lambda spec: [there | {"n": 3}, more | {"n": 1}])
     rows = table.measured(tmp_path / "results.json", "new")
-    assert [(row["method"], row["n"], row["command"]) for row in rows] == [
-        ("gone", 1, "old"),
-        ("there", 3, "new"),
-    ]
+    found = [(row["method"], row["n"], row["command"]) for row in rows]
+    assert found == [("gone", 2, "old"), ("there", 3, "new"), ("more", 2, "old")]
     assert json.loads((tmp_path / "results.json").read_text())["rows"] == rows

@@ -42,16 +42,32 @@ class TestValues:
         p = normal(5, 7).softmax(1)
         assert torch.equal(filled(p), p)
 
-    def test_zeros_of_rounded_answers_are_half_of_what_they_are_rounded_to(self) -> None:
-        p = torch.tensor([[0.999, 0.001, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
-        assert filled(p)[:, 1:].tolist() == [[0.001, 0.0005], [0.0005, 0.0005]]
+    def test_zeros_of_rounded_answers_are_below_half_of_what_they_are_rounded_to(self) -> None:
+        p = torch.tensor([[0.999, 0.001, 0, 0], [1, 0, 0, 0], [0.5, 0.4, 0.1, 0]], dtype=torch.float64)
+        zeros = [filled(p)[row, 3].item() for row in range(3)]
+        assert zeros == pytest.approx([0.0005, 0.0005 / 3, 0.0005])
+
+    @quick
+    @given(seeds, st.integers(2, 400), st.integers(1, 5))
+    def test_filled_rows_sum_to_no_more_than_rounding_allows(self, seed: int, k: int, decimals: int) -> None:
+        exact = (8 * normal(8, k, seed=seed)).softmax(1)
+        p = exact.mul(10**decimals).round().div(10**decimals)
+        p = p[p.sum(1) > 0]
+        known = (p > 0).sum(1)
+        half = min(p[p > 0].min().item() / 2, 0.005)
+        allowed = p.sum(1).clamp_min(1) + known * half + 1e-6
+        assert (filled(p).sum(1) <= allowed).all()
 
     def test_where_nothing_but_certainty_is_answered_zeros_are_small_all_the_same(self) -> None:
-        assert filled(torch.eye(3)).tolist() == (torch.eye(3) + 0.005 * (1 - torch.eye(3))).tolist()
+        assert filled(torch.eye(3)).tolist() == (torch.eye(3) + 0.0025 * (1 - torch.eye(3))).tolist()
 
     def test_classes_kept_back_share_what_a_row_lacks(self) -> None:
         p = torch.tensor([[0.6, 0.2, 0.0, 0.0], [0.9, 0.1, 0.0, 0.0]], dtype=torch.float64)
         assert filled(p)[:, 2:].tolist() == [[pytest.approx(0.1)] * 2, [0.005] * 2]
+
+    def test_what_sums_lack_by_their_own_rounding_is_nothing(self) -> None:
+        p = torch.tensor([[1 - 2e-7, 1e-7, 0.0]])
+        assert filled(p)[0, 2].item() == pytest.approx(5e-8)
 
     @quick
     @given(seeds, st.integers(1, 6))

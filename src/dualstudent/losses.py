@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-UNSEEN = 0.005  # the most that half of the least answer tells of a zero
+UNSEEN = 0.005  # the most that a zero is taken for where nothing is lacking: rounded to percents
+ROUNDING = 1e-5  # of float32 sums: what a row lacks by that is nothing
 
 
 def recover_logits(p: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
@@ -23,14 +24,17 @@ def recover_logits(p: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
 def filled(p: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
     """Return rows whose zeros, of rounding or of classes kept back, are likely values instead.
 
-    An equal share of what a row lacks to 1, or, if more, half of the least of all rows, 0.005 at most;
-    never more than the least of the row.
+    A zero is an equal share of what its row lacks to 1; else half of the least probability of the batch,
+    which tells of its rounding, 0.005 at most, and all together what the others may have been rounded up by.
     """
     known = p > 0
+    zeros = (~known).sum(1, keepdim=True).clamp_min(1)
     least = torch.where(known, p, 1).amin(1, keepdim=True)
-    lacking = (1 - p.sum(1, keepdim=True)) / (~known).sum(1, keepdim=True).clamp_min(1)
-    share = torch.maximum(lacking, (least.amin() / 2).clamp_max(UNSEEN))
-    return torch.where(known, p, torch.minimum(share, least))
+    half = (least.amin() / 2).clamp_max(UNSEEN)
+    lacking = 1 - p.sum(1, keepdim=True)
+    lacking = torch.where(lacking > ROUNDING, lacking, 0)
+    share = torch.maximum(lacking, torch.minimum(half * zeros, lacking + half * known.sum(1, keepdim=True)))
+    return torch.where(known, p, torch.minimum(share / zeros, least))
 
 
 def l1(s: Float[Tensor, "s b k"], t: Float[Tensor, "b k"]) -> Float[Tensor, "s b"]:

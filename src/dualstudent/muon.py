@@ -72,7 +72,7 @@ class Muon(torch.optim.AdamW):
         state = self.state[p]
         if not state:
             state["momentum"] = torch.zeros_like(p)
-            state["step"] = torch.zeros(())  # AdamW's loading of a state wants one
+            state["step"] = torch.zeros((), device=p.device)  # AdamW's loading of a state wants one
         momentum = state["momentum"].lerp_(grad, 1 - MOMENTUM)
         turn = orthogonal(grad.lerp(momentum, MOMENTUM).flatten(1))
         length = LENGTH * max(turn.shape) ** 0.5

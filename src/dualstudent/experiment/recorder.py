@@ -21,7 +21,7 @@ from dualstudent.evaluation import Witness, before, bound, fidelity, logits
 from dualstudent.experiment.folder import RunFolder
 from dualstudent.files import read_json, write_json, write_text
 from dualstudent.methods import Phase
-from dualstudent.methods.monitor import BLIND, COLLAPSE
+from dualstudent.methods.monitor import COLLAPSE, RENEWED
 from dualstudent.networks import Students
 from dualstudent.numerics import AUTO, Numerics
 from dualstudent.spec import Access, Spec
@@ -132,7 +132,7 @@ class Recorder:
                     raise Diverged(f"the run diverged: {name} is {value} at step {step}")
             if values.get("renewed"):
                 told = "at %s queries a student %s: it got fresh weights"
-                log.warning(told, f"{spent:,}", BLIND)
+                log.warning(told, f"{spent:,}", RENEWED)
             if values.get("commonest", 0) >= COLLAPSE and spent >= MANY and not self._lopsided:
                 told = "at %s queries %.0f %% of all answers are of one class: the copy may know no other"
                 log.warning(told, f"{spent:,}", 100 * values["commonest"])

@@ -8,7 +8,7 @@ from dualstudent.experiment.paying import bill
 from dualstudent.experiment.recorder import Recorder, read_curve, renewals
 from dualstudent.journal import Journal
 from dualstudent.ledger import Account, Shown
-from dualstudent.methods.monitor import BLIND, COLLAPSE
+from dualstudent.methods.monitor import COLLAPSE, RENEWED
 
 LEVELS = (0.75, 0.80, 0.85, 0.90)  # of accuracy and agreement, whose price in queries is told
 EMPTY: dict[str, Any] = {
@@ -127,7 +127,7 @@ def _flags(
             "collapse",
             top < COLLAPSE,
             (f"the commonest answer is {top:.0%} of all" if histogram else "no answers yet")
-            + (f"; {renewed} times a student {BLIND}, and got fresh weights" if renewed else ""),
+            + (f"; {renewed} times a student {RENEWED}, and got fresh weights" if renewed else ""),
         ),
         (
             "bound of eq. 4",

@@ -9,8 +9,9 @@ from dualstudent.methods.game import Pupils
 from dualstudent.networks.ensemble import MASKED
 
 COLLAPSE = 0.9  # share of one class among all answers that is a collapse
+FEW = 16  # images that may all seem of one class by chance
 PATIENCE = 200  # batches after which a student that still sees one class everywhere has come to a standstill
-BLIND = "saw nothing, what another saw or one class in all"  # a student that is renewed
+RENEWED = "saw nothing, what another saw or one class in all"  # a student that is renewed
 STILL = 1e-4  # of logits: deviation over a batch of who sees nothing, distance of who sees all the same
 
 
@@ -53,7 +54,7 @@ def renew(state: Pupils, logits: Tensor, answer: Tensor) -> int:
     seen = logits.masked_fill(logits <= MASKED / 2, 0.0)
     still = seen.std(1).amax(1) < STILL
     still[1:] |= (seen[1:] - seen[:-1]).abs().amax((1, 2)) < STILL
-    still |= standing(logits.argmax(2), answer.argmax(1)) & (learnt(state) >= PATIENCE).to(still.device)
+    still |= standing(logits.argmax(2), answer.argmax(1)) & (age(state) >= PATIENCE)
     still &= answer.std(0).amax() > STILL
     found = [i for i, flag in enumerate(still.tolist()) if parallel.total(flag) == parallel.world()]
     for index in found:
@@ -65,13 +66,16 @@ def renew(state: Pupils, logits: Tensor, answer: Tensor) -> int:
 
 def standing(top: Tensor, told: Tensor) -> Tensor:
     """Return which students see one class, (s, b), in a whole batch, most of which is told otherwise, (b)."""
+    if len(told) < FEW:
+        return torch.zeros(len(top), dtype=torch.bool, device=top.device)
     return (top == top[:, :1]).all(1) & ((told != top[:, :1]).double().mean(1) > 0.5)
 
 
-def learnt(state: Pupils) -> Tensor:
-    """Return how many batches each student has learnt since its weights were fresh."""
-    moments = state.student_descent.state
-    each = [[moments.get(w, {}).get("step") for w in m.parameters()] for m in state.students.members]
-    return torch.stack(
-        [torch.stack([s for s in steps if s is not None] or [torch.zeros(())]).max() for steps in each]
-    )
+def age(state: Pupils) -> Tensor:
+    """Return how many batches each student has learnt since its weights were fresh, as AdamW counts them."""
+    moments, ages = state.student_descent.state, []
+    for member in state.students.members:
+        weights = list(member.parameters())
+        steps = [moments[w]["step"] for w in weights if "step" in moments.get(w, {})]
+        ages.append(torch.stack(steps).max() if steps else torch.zeros((), device=weights[0].device))
+    return torch.stack(ages).to(weights[0].device)

@@ -90,7 +90,7 @@ class Winograd(torch.autograd.Function):
         for i, dy in enumerate(_parts(g, wide)):
             dm = _transform(A2.t(), _tiles(dy, 4), u.shape[1])
             if du is not None:
-                du.baddbmm_(dm.transpose(1, 2), kept[i], beta=float(i > 0))  # in place, which product is not
+                du.baddbmm_(dm.transpose(1, 2), kept[i], beta=float(i > 0))  # in place: product would copy
             if dx is not None:
                 m = torch.stack([product(gradient, w.t()) for gradient, w in zip(dm, u, strict=True)])
                 dv = product(B2.t().to(g), m.flatten(1).t())

@@ -18,7 +18,7 @@ from dualstudent.errors import UserError
 from dualstudent.evaluation.fidelity import evaluating, inputs
 from dualstudent.networks import classifier
 from dualstudent.numerics import Numerics, Precision, full
-from dualstudent.programs import Graphs, Programs, call
+from dualstudent.programs import Graphs, Programs, call, known
 from dualstudent.spec import Spec
 from dualstudent.targets import folder as files
 
@@ -154,7 +154,7 @@ def _fit(
     numerics = Numerics(training.precision).on(device)
     numerics.apply(device)
     compiled = numerics.compiles(epochs * each)
-    captured = compiled and device.type == "cuda"
+    captured = compiled and device.type == "cuda" and known([network])
     optimiser = torch.optim.SGD(
         network.parameters(),
         peak,
