@@ -14,11 +14,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor
 
 import dualstudent as ds
 from dualstudent.sweep import work as working
 from sweep_fixture import SPEC, Executor, Write
+
+settings.register_profile("busy", deadline=None)  # a test that is slow beside others is not wrong
+settings.load_profile("busy")
 
 
 @pytest.fixture(autouse=True)

@@ -111,6 +111,8 @@ CASES = {
     ),
     "drops": (f"extract dual-student {OURS} --drops 2 3", "--drops 2 3: shares"),
     "stride": ("extract frugal --target {target} --queries 9 --out {out} --stride 2", "--stride 2: it must"),
+    "grain": ("extract frugal --target {target} --queries 9 --out {out} --grain 2", "--grain 2: it must"),
+    "no grain": ("extract frugal --target {target} --queries 9 --out {out} --grain=-1", "--grain -1"),
     "drops below": (f"extract dual-student {OURS} --drops=-1", "--drops -1"),
     "points": (f"extract dual-student {OURS} --points=-1", "--points -1"),
     "snapshots": (f"extract dual-student {OURS} --snapshot-every=-1", "--snapshot-every -1"),

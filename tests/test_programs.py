@@ -18,7 +18,7 @@ from dualstudent.muon import Muon
 from dualstudent.networks import classifier, folded
 from dualstudent.numerics import Numerics
 from dualstudent.programs import WARM, Graphs, Program, known
-from dualstudent.targets import ModuleTarget
+from dualstudent.targets import ModuleTarget, Training
 from test_contract import LAST, every_case, quick
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -124,6 +124,23 @@ def test_programs_can_be_captured(
     engine.run(method, linear(access=access), Account("attack", budget), budgets=[budget])
     assert any(name.startswith("learn") for name in called)
     assert ("uphill" in called) == (name == "frugal" and access == ds.Access.PROBS)
+
+
+def test_a_step_of_training_can_be_captured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a target is trained by such steps: its weights are those of the same steps, called as they are."""
+    called: list[str] = []
+
+    def captured(name: str, program: Program, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        called.append(name)
+        return strictly(name, program, tuple(x.clone() for x in inputs))
+
+    sums = []
+    for folder in ("plain", "captured"):
+        ds.train_target("digits", "digits-cnn", tmp_path / folder, training=Training(epochs=1))
+        sums.append((tmp_path / folder / "model.safetensors").read_bytes())
+        monkeypatch.setattr(programs, "_graphs", captured)
+    assert set(called) == {"train"}
+    assert sums[0] == sums[1]
 
 
 def test_a_step_of_muon_can_be_captured() -> None:

@@ -72,18 +72,18 @@ def test_every_fault_that_may_pass_is_asked_again() -> None:
         "2": {"reset": "before"},
         "3": {"reset": "after"},
         "4": {"cut": 10},
-        "5": {"wait": 0.7},
+        "5": {"wait": 2.6},
         "6": {"status": 429},
         "7": {"status": 502, "body": "<html>bad gateway</html>"},
         "8": {"status": 504},
         "9": {"drip": 0.1},
     }
     with Faulty(faults=faults) as server:
-        target = opened(server, request_batch=5, concurrency=4, timeout=0.5).target
+        target = opened(server, request_batch=5, concurrency=4, timeout=2.0).target
         x = images()
         assert torch.equal(target(x), rows(server, x))
         assert isinstance(target, Service)
-        time.sleep(0.5)  # the late one is computed, too late
+        time.sleep(1.0)  # the late one is computed, too late
         traffic, count = target.traffic, server.count()
     failed = {"503": 1, "429": 1, "502": 1, "504": 1, "timeout": 2, "reset": 3}
     assert traffic.statuses == failed | {"200": 4 + 8}

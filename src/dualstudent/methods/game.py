@@ -67,12 +67,12 @@ def logit_distance(logits: Tensor, answer: Tensor) -> Tensor:
 
 
 def filled_distance(logits: Tensor, answer: Tensor) -> Tensor:
-    """Return the same to answers whose zeros are likely values instead."""
+    """Return the ℓ1 distance to the recovered logits of answers whose zeros are filled, (s, b)."""
     return logit_distance(logits, filled(answer))
 
 
 def usual(spec: Spec, soft: Loss = logit_distance) -> Loss:
-    """Return what students descend: cross-entropy on labels, on probabilities ℓ1 of logits."""
+    """Return what students descend: cross-entropy on labels, on probabilities `soft`: ℓ1 of logits."""
     return cross_entropy if spec.access == Access.LABEL else soft
 
 

@@ -109,12 +109,8 @@ def _view(run: Run, index: int) -> View:
 
 
 def _pictures(run: Run) -> list[Picture]:
-    shown = []
-    for strip in strips.spread(run.strips, 8):
-        picture = strips.load(strip)
-        if picture is not None:
-            shown.append(Picture(strip.queries, *strips.inline(picture)))
-    return shown
+    found = strips.loaded(strips.spread(run.strips, 8))
+    return [Picture(queries, *strips.inline(picture)) for queries, picture in found]
 
 
 @cache

@@ -14,7 +14,7 @@ from dualstudent.files import write_whole, yielding
 from dualstudent.report.canvas import COLOURS, PAPER, draw_lines, drawing, share_axis
 from dualstudent.report.plots import far_apart, fidelity_lines
 from dualstudent.report.reading import Run, Strip, at, number, read_runs, whole
-from dualstudent.report.strips import load
+from dualstudent.report.strips import loaded
 from dualstudent.report.words import count, cut, percent
 
 NAME = 30  # characters of a name
@@ -98,8 +98,7 @@ def _block(figure: Figure, top: float, run: Run, index: int, images: list[tuple[
 
 def _rows(run: Run) -> list[tuple[int, Image.Image]]:
     """Return images asked at the start, in the middle and at the end of a run."""
-    loaded = [(strip.queries, load(strip)) for strip in _middling(run.strips)]
-    return [(queries, image) for queries, image in loaded if image is not None]
+    return loaded(_middling(run.strips))
 
 
 def _middling(strips: Sequence[Strip]) -> list[Strip]:

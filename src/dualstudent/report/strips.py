@@ -21,6 +21,23 @@ def spread(strips: Sequence[Strip], most: int) -> list[Strip]:
     return [strips[round(i * (len(strips) - 1) / (most - 1))] for i in range(most)]
 
 
+def loaded(strips: Sequence[Strip]) -> list[tuple[int, Image.Image]]:
+    """Return the pictures of strips that can be read, with their queries; all as wide as the widest, white
+    beside a shorter row, so that its images are no larger than the others.
+    """
+    found = [(strip.queries, picture) for strip in strips if (picture := load(strip)) is not None]
+    widest = max((picture.width for _, picture in found), default=0)
+    return [(queries, _widened(picture, widest)) for queries, picture in found]
+
+
+def _widened(picture: Image.Image, width: int) -> Image.Image:
+    if width * picture.height > PIXELS:
+        return picture
+    wide = Image.new(picture.mode, (width, picture.height), "white")
+    wide.paste(picture)
+    return wide
+
+
 def load(strip: Strip) -> Image.Image | None:
     """Return the picture of a strip; None where a run was killed while writing it."""
     try:
