@@ -87,7 +87,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Executor:
     executor = Executor(tmp_path)
-    monkeypatch.setattr(working, "_executor", lambda logs, slurm: executor)
+
+    def made(logs: Path, slurm: object) -> Executor:
+        logs.mkdir(parents=True, exist_ok=True)
+        return executor
+
+    monkeypatch.setattr(working, "_executor", made)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     return executor
 

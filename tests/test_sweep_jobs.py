@@ -1,6 +1,10 @@
 """Where a sweep's jobs run: each on a GPU of its own while there are enough, under Slurm, or nowhere."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -117,3 +121,31 @@ def test_under_slurm_all_cells_are_submitted_at_once(
     assert at_once.most == 9
     with pytest.raises(UserError, match="--jobs 0: at least 1"):
         sweeps.start(sweeps.read_sweep(write()), jobs=0)
+
+
+LONG = """
+labels = ["soft"]
+budgets = ["2M"]
+[[targets]]
+name = "digits"
+path = "{target}"
+[[methods]]
+method = "dual-student"
+preset = "small"
+"""
+
+
+def test_ctrl_c_leaves_a_line_and_no_trace(tmp_path: Path, digits_target: Path) -> None:
+    """A terminal sends it to all processes of a sweep: submitit's would print where each of them was."""
+    (tmp_path / "spec.toml").write_text(LONG.format(target=digits_target))
+    command = [sys.executable, "-m", "dualstudent", "sweep", str(tmp_path / "spec.toml"), "--jobs", "1"]
+    sweep = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    metrics = "runs/digits/dual-student/soft/2000000/seed0/metrics.jsonl"
+    until = time.monotonic() + 60
+    while not list(tmp_path.rglob(metrics)) and time.monotonic() < until:
+        time.sleep(0.2)
+    os.killpg(sweep.pid, signal.SIGINT)
+    said = sweep.communicate(timeout=60)[1]
+    assert sweep.returncode == 130
+    assert "Traceback" not in said
+    assert f"sweep stopped; go on with: dualstudent sweep {tmp_path / 'spec.toml'}" in said

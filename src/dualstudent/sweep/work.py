@@ -5,7 +5,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,8 +24,10 @@ from dualstudent.targets.folder import file_sum
 
 State = Literal["done", "stopped", "open", "n/a"]
 DAY = 24 * 60  # minutes that Slurm is asked for unless told; submitit would ask for five
+STDERR = 2  # as processes number it
 FOREVER = 365 * DAY  # of a local job
 SHARED = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node")
+CONTROLLERS = "controllers.err"  # among the logs: what submitit's own processes say
 RECORD = "sweep.json"  # beside a target: how the sweep trained it
 Tell = Callable[[str, str], None]  # cell, what became of it
 
@@ -248,9 +250,23 @@ def start(
 def _submitted(executor: Any, cell: Cell, gpu: str | None, logs: Path) -> Any:
     """Return a cell's job; one that has failed already where Slurm refuses it."""
     try:
-        return executor.submit(work, asdict(cell), gpu=gpu)
+        with _erring_into(logs / CONTROLLERS):
+            return executor.submit(work, asdict(cell), gpu=gpu)
     except (RuntimeError, OSError) as error:  # sbatch's own words, or there is none
         return _Refused(f"not submitted: {str(error) or type(error).__name__}", logs)
+
+
+@contextlib.contextmanager
+def _erring_into(log: Path) -> Iterator[None]:
+    """Let processes that are started here write their errors, a trace on Ctrl-C for one, into a file."""
+    terminal = os.dup(STDERR)
+    try:
+        with log.open("ab") as file:
+            os.dup2(file.fileno(), STDERR)
+        yield
+    finally:
+        os.dup2(terminal, STDERR)
+        os.close(terminal)
 
 
 def _next(queue: list[Cell], unended: Collection[str]) -> Cell | None:
