@@ -18,6 +18,7 @@ from hypothesis import settings
 from torch import Tensor
 
 import dualstudent as ds
+from dualstudent import threads
 from dualstudent.sweep import work as working
 from sweep_fixture import SPEC, Executor, Write
 
@@ -29,6 +30,7 @@ settings.load_profile("busy")
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    threads.side_by_side(1)
     yield
     torch.set_num_threads(before)
 

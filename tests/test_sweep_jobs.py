@@ -14,6 +14,7 @@ from dualstudent import sweep as sweeps
 from dualstudent.cli import main
 from dualstudent.errors import UserError
 from dualstudent.sweep import gpus
+from dualstudent.sweep import work as working
 from sweep_fixture import Executor, Write
 
 TWO = """
@@ -116,7 +117,7 @@ def test_under_slurm_all_cells_are_submitted_at_once(
 ) -> None:
     """And the login node's GPUs are nobody's."""
     monkeypatch.setattr(gpus, "visible", lambda: ["0"])
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(working, "cores", lambda: 2)
     assert sweeps.start(sweeps.read_sweep(write()), slurm={}).failed == {}
     assert at_once.most == 9
     with pytest.raises(UserError, match="--jobs 0: at least 1"):

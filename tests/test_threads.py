@@ -13,6 +13,7 @@ import torch
 
 from dualstudent import cli, machine, methods
 from dualstudent import sweep as sweeps
+from dualstudent.cli import commands
 from dualstudent.cli.commands import light
 from dualstudent.sweep import work as working
 from sweep_fixture import Write
@@ -50,17 +51,24 @@ def test_threads_of_a_command(
 ) -> None:
     set_to: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    sides: list[int | None] = []
+    monkeypatch.setattr(commands, "side_by_side", lambda most=None: sides.append(most))
     out = ["--out", str(tmp_path / "run"), "--points", "1"] if command == "extract" else []
     more = ["--target", str(digits_target), "--queries", "4", "--width", "4", *out, *words]
     assert cli.main([command, "dual-student", *more]) == 0
     assert set_to == asked
+    told = "--threads" in words
+    assert sides == ([] if told else [None])
+    if command == "extract":
+        assert cli.main(["resume", str(tmp_path / "run"), "--queries", "8"]) == 0
+        assert sides == ([] if told else [None, None]), "as the run began"
 
 
 def test_the_help_says_what_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["extract", "frugal", "--help"])
     said = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
-    assert "default: 1 for students of up to 6 MFLOP an image, else all cores" in said
+    assert "default: 1 for students of up to 6 MFLOP an image, which then learn side by side" in said
     assert "queries between probes for another model" in said
 
 

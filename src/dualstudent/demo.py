@@ -18,6 +18,7 @@ from dualstudent.methods import DualStudent, Frugal, Method
 from dualstudent.report import render
 from dualstudent.spec import Labels
 from dualstudent.targets import open_target, train_target
+from dualstudent.threads import cores, side_by_side
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ def _copy(out: Path, name: str, seed: int, queries: int, news: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     parent = multiprocessing.parent_process()
     torch.set_num_threads(1)
+    side_by_side(max(1, cores() // len(COPIES)))
     copy = COPIES[name]
     budget, said = queries * copy.times, 0.0
 

@@ -79,20 +79,6 @@ def exact(device: torch.device) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute in one thread: small operations, an optimiser's, take longer to wake others than to do."""
-    threads = torch.get_num_threads()
-    if threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def full(x: Tensor) -> Tensor:
     """Return what a network computed in half precision as float32; anything else unchanged."""
     return x.float() if x.dtype.itemsize < 4 else x

@@ -19,6 +19,7 @@ from dualstudent.cli.show import Bars, console, following, percent, result_table
 from dualstudent.data import DATA_SETS, Images, fetch, load_data
 from dualstudent.errors import Missing, UserError, unknown
 from dualstudent.networks import ARCHITECTURES, lighter
+from dualstudent.threads import side_by_side
 
 log = logging.getLogger(__name__)
 
@@ -198,6 +199,8 @@ def resume_command(args: list[str]) -> int:
     budget = form.queries or experiment.budget(form.run)
     go_on = experiment.going_on(form.run, said=form.secrets, place=form.target)
     device = experiment.device_of(form.run)
+    if not experiment.told_threads(form.run):
+        side_by_side()
     with parallel.ranks(device), Bars(learning="steps") as bars, stopping(form.run, go_on) as stop:
         run = experiment.resume(
             form.run,
@@ -335,9 +338,11 @@ def light(method: methods.Method[Any], shape: tuple[int, int, int]) -> bool:
 def set_threads(threads: int | None, light: bool = False) -> None:
     """Set the threads of an operation: as told, else one for what is light. Raises UserError.
 
-    Two make a light student's run shorter by little or nothing; two runs of one thread each win more.
+    Two make a light student's run shorter by little or nothing; two students that learn at once win more.
     """
     if threads is not None and threads < 1:
         raise UserError(f"--threads {threads}: at least 1")
     if threads is not None or light:
         torch.set_num_threads(threads or 1)
+    if threads is None:
+        side_by_side()

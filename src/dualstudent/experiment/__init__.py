@@ -1,6 +1,6 @@
 """One run = one directory: extract, resume, evaluate, estimate, export."""
 
-from dualstudent.experiment.again import budget, choose_device, device_of, facing, going_on
+from dualstudent.experiment.again import budget, choose_device, device_of, facing, going_on, told_threads
 from dualstudent.experiment.attacks import attack_run, sweep_over
 from dualstudent.experiment.core import Run, evaluate, extract, resume
 from dualstudent.experiment.estimate import Estimate, estimate
@@ -26,6 +26,7 @@ __all__ = [
     "repair_journal",
     "resume",
     "sweep_over",
+    "told_threads",
     "verify_journal",
     "versions",
 ]

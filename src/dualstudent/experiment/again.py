@@ -145,6 +145,12 @@ def device_of(path: str | Path) -> str:
     return choose_device(RunFolder(path).manifest()["device"])
 
 
+def told_threads(path: str | Path) -> bool:
+    """Return whether the command that began a run said how many threads. Raises UserError."""
+    words = RunFolder(path).manifest().get("command") or []
+    return any(str(word).partition("=")[0] == "--threads" for word in words)
+
+
 def budget(path: str | Path) -> int:
     """Return the budget of a run. Raises UserError where there is none."""
     return int(RunFolder(path).manifest()["budgets"][-1])

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -17,9 +18,9 @@ from dualstudent.data import Images
 from dualstudent.errors import UserError, unknown
 from dualstudent.networks import Clone, smallest, suited
 from dualstudent.networks.classifiers import Shape
-from dualstudent.numerics import one_thread
 from dualstudent.oracle import Oracle
 from dualstudent.spec import Access, Spec
+from dualstudent.threads import at_once, one_thread
 
 Rate = Annotated[float, tyro.conf.arg(name="learning-rate")]  # --rate is that of a service, images a second
 Schedule = Callable[[float], float]  # progress in [0, 1) -> factor on the learning rates
@@ -214,15 +215,24 @@ def spend(
     return plan
 
 
-def descend(optimiser: torch.optim.Optimizer, losses: Float[Tensor, ""] | Iterator[Tensor]) -> None:
+def descend(
+    optimiser: torch.optim.Optimizer,
+    loss: Float[Tensor, ""] | Sequence[Callable[[], Tensor]],
+    apart: bool = False,
+) -> None:
     """Step down a loss, with gradients into the optimiser's own parameters only, mean over ranks.
 
-    Of several losses the sum counts; the graph of each is freed before the next one is computed.
+    Of several the sum counts: each is computed, and its graph freed, in its turn; those that are `apart`,
+    of parameters that no other reaches, at once where that is allowed (`threads.side_by_side`).
     """
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     optimiser.zero_grad(set_to_none=True)
-    for loss in [losses] if isinstance(losses, Tensor) else losses:
-        loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
+
+    def back(loss: Callable[[], Tensor]) -> None:
+        loss().backward(inputs=parameters)  # type: ignore[no-untyped-call]
+
+    losses = [lambda: loss] if isinstance(loss, Tensor) else loss
+    at_once([partial(back, each) for each in losses], apart)
     parallel.average_gradients(parameters)
     with one_thread():
         optimiser.step()

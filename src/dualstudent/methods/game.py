@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -85,15 +86,17 @@ def learn(players: Pupils, loss: Loss, x: Tensor, answer: Tensor) -> tuple[Tenso
     """Descend each student's loss on one batch; return the mean loss and the logits (s, b, k) before."""
 
     def program(x: Tensor, answer: Tensor) -> tuple[Tensor, ...]:
-        seen: list[tuple[Tensor, Tensor]] = []
+        turns = players.students.in_turns(x)
+        seen: list[tuple[Tensor, Tensor]] = [(x, x)] * len(turns)
 
-        def losses() -> Iterator[Tensor]:
-            for logits in players.students.in_turns(x):
-                each = loss(logits, answer).mean(1)
-                seen.append((logits.detach(), each.detach()))
-                yield each.sum()
+        def of(turn: int) -> Tensor:
+            logits = turns[turn]()
+            each = loss(logits, answer).mean(1)
+            seen[turn] = logits.detach(), each.detach()
+            return each.sum()
 
-        descend(players.student_descent, losses())
+        jobs = [partial(of, turn) for turn in range(len(turns))]
+        descend(players.student_descent, jobs, players.students.apart and parallel.world() == 1)
         logits, each = (torch.cat(parts) for parts in zip(*seen, strict=True))
         return each.mean(), logits
 

@@ -1,7 +1,8 @@
 """K students as one network, their running average, and the classifier that they make together."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 
 from dualstudent import parallel
 from dualstudent.errors import UserError
-from dualstudent.networks.classifiers import classifier
+from dualstudent.networks.classifiers import classifier, lighter
 from dualstudent.numerics import full
+from dualstudent.programs import known
 
 MASKED = -1e4  # logit of a class not seen yet: probability zero, and the same for every student
 
@@ -90,14 +92,22 @@ class Students(nn.Module):
         for member in self.members:
             member.compile(*args, **options)
 
-    def in_turns(self, x: Float[Tensor, "b c h w"]) -> Iterator[Float[Tensor, "s b k"]]:
-        """Yield logits of a few students at a time: on a CPU of one, so that one graph is alive at once."""
+    @property
+    def apart(self) -> bool:
+        """Return whether members may learn at once: light ones of ours, which draw no random numbers."""
+        ours = known(self.members) and lighter(self.arch, self.shape) == 1
+        return ours and all(member._compiled_call_impl is None for member in self.members)
+
+    def in_turns(self, x: Float[Tensor, "b c h w"]) -> list[Callable[[], Float[Tensor, "s b k"]]]:
+        """Return what gives the logits of a few students: on a CPU of one, whose graph is alive alone."""
         if x.device.type != "cpu":
-            yield self(x)
-            return
-        for member in self.members:
+            return [partial(self, x)]
+
+        def one(member: nn.Module) -> Tensor:
             logits = full(member(x)[None])
-            yield logits if self.seen is None else self.seen(logits)
+            return logits if self.seen is None else self.seen(logits)
+
+        return [partial(one, member) for member in self.members]
 
 
 class Clone(nn.Module):

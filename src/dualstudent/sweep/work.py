@@ -21,6 +21,7 @@ from dualstudent.sweep import gpus
 from dualstudent.sweep.matrix import Cell, Goal, Sweep
 from dualstudent.targets import TargetOptions, Training, open_target, train_target
 from dualstudent.targets.folder import file_sum
+from dualstudent.threads import cores, side_by_side
 
 State = Literal["done", "stopped", "open", "n/a"]
 DAY = 24 * 60  # minutes that Slurm is asked for unless told; submitit would ask for five
@@ -156,11 +157,16 @@ def prepare(goal: Goal, data_dir: str | None) -> None:
 
 
 def work(
-    values: Mapping[str, Any], stop: Callable[[], bool] = lambda: False, *, gpu: str | None = None
+    values: Mapping[str, Any],
+    stop: Callable[[], bool] = lambda: False,
+    *,
+    gpu: str | None = None,
+    cores: int | None = 1,
 ) -> None:
     """Do one cell, in a process of its own: begin it, or go on where it stopped. Raises Stopped.
 
-    `gpu` is the one it sees, in a process that has not asked CUDA for any; None: all.
+    `gpu` is the one it sees, in a process that has not asked CUDA for any; None: all. Light students learn
+    side by side on so many `cores`; None: on those that the process may use.
     """
     import torch
 
@@ -168,6 +174,7 @@ def work(
     cell = Cell(**{**values, "target": Goal(**values["target"])})
     keep_memory()
     torch.set_num_threads(cell.threads)
+    side_by_side(cores)
     if state(cell) == "stopped":
         resume(cell.path, place=None if cell.target.data is None else cell.target.path, stop=stop)
         return
@@ -213,7 +220,8 @@ def start(
     todo = [cell for cell in sweep.cells if state(cell) in ("open", "stopped")]
     executor = _executor(sweep.out / "logs", slurm)
     here = gpus.visible() if slurm is None else []  # Slurm gives its own
-    most = jobs or (len(here) or os.cpu_count() or 1 if slurm is None else len(todo))
+    most = jobs or (len(here) or cores() if slurm is None else len(todo))
+    each = max(1, cores() // most) if slurm is None and most else None
     for goal, data_dir in {(cell.target.name): (cell.target, cell.data_dir) for cell in todo}.values():
         prepare(goal, data_dir)
     for cell in todo:
@@ -229,7 +237,7 @@ def start(
         while len(running) < most and (ready := _next(queue, unended)) is not None:
             queue.remove(ready)
             gpu = gpus.freest(here, (taken for _, taken in running.values()))
-            running[ready.name] = _submitted(executor, ready, gpu, sweep.out / "logs"), gpu
+            running[ready.name] = _submitted(executor, ready, gpu, each, sweep.out / "logs"), gpu
             tell(ready.name, "begun")
         for name, (job, _) in list(running.items()):
             if not job.done():
@@ -247,11 +255,11 @@ def start(
     return Outcome(failed, False)
 
 
-def _submitted(executor: Any, cell: Cell, gpu: str | None, logs: Path) -> Any:
+def _submitted(executor: Any, cell: Cell, gpu: str | None, each: int | None, logs: Path) -> Any:
     """Return a cell's job; one that has failed already where Slurm refuses it."""
     try:
         with _erring_into(logs / CONTROLLERS):
-            return executor.submit(work, asdict(cell), gpu=gpu)
+            return executor.submit(work, asdict(cell), gpu=gpu, cores=each)
     except (RuntimeError, OSError) as error:  # sbatch's own words, or there is none
         return _Refused(f"not submitted: {str(error) or type(error).__name__}", logs)
 

@@ -1,0 +1,68 @@
+"""Threads of a run on a CPU: one for what is small, one each for students that learn side by side."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+_most = 1  # of light students that learn at once
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread: small operations, an optimiser's, take longer to wake others than to do."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def side_by_side(most: int | None = None) -> None:
+    """Let up to so many light students, default: one a core, learn at once on a CPU, in a thread each.
+
+    For the whole process, and without it as many as an operation may have threads. What is learnt is the
+    same to the bit.
+    """
+    global _most
+    _most = cores() if most is None else most
+
+
+def at_once(jobs: Sequence[Callable[[], T]], apart: bool = True) -> list[T]:
+    """Return what jobs return, in their order; those `apart` each in one thread, at once where allowed."""
+    if not apart:
+        return [job() for job in jobs]
+    most = min(len(jobs), max(_most, torch.get_num_threads()))
+    with one_thread():
+        if most <= 1:
+            return [job() for job in jobs]
+        learning, half = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+        kind, cached = torch.get_autocast_dtype("cpu"), torch.is_autocast_cache_enabled()
+
+        def as_here(job: Callable[[], T]) -> T:  # a thread does not take these from the one that made it
+            cast = torch.autocast("cpu", dtype=kind, enabled=half, cache_enabled=cached)
+            with cast, torch.set_grad_enabled(learning):
+                return job()
+
+        return list(_pool(most).map(as_here, jobs))
+
+
+@lru_cache(1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "dualstudent student", lambda: torch.set_num_threads(1))
