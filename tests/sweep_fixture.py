@@ -74,10 +74,10 @@ class Executor:
         self.jobs: list[Job] = []
         self.most = 0
 
-    def submit(self, function: Any, values: dict[str, Any], *, gpu: str | None, cores: int | None) -> Job:
+    def submit(self, function: Any, values: dict[str, Any], *, gpu: str | None, most: int | None) -> Job:
         assert function is work
         assert gpu is None
-        self.cores = cores
+        self.sides = most
         json.dumps(values)  # plain values only: a worker may be on another machine
         self.jobs.append(Job(values, self.folder / "log.err", self.fail))
         self.most = max(self.most, sum(job.polls <= 2 for job in self.jobs))

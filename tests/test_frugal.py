@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def test_what_is_learnt_follows_the_budget(
     wanted, asking = max(method.compute * budget, 400), math.ceil(budget / method.batch)
     assert len(at) == pytest.approx(wanted, abs=asking + CHUNK)
     assert max(b - a for a, b in itertools.pairwise(each)) <= max(CHUNK, 0.2 * wanted / asking + 1)
-    after = [p for p in engine.plan(method, [budget]) if p.name == "after"]
+    after = [p for p in engine.plan(method, [budget]) if p.name in ("after", "calm")]
     assert sum(p.steps for p in after) * CHUNK == pytest.approx(0.8 * wanted, abs=CHUNK)
     blind = [p.steps * p.cost for p in engine.plan(method, [budget]) if p.name == "blind"]
     assert 0 <= method.blind * budget - sum(blind) < method.batch
@@ -55,7 +56,7 @@ def test_what_is_learnt_follows_the_budget(
 def test_an_extension_by_little_learns_as_much_as_a_small_run() -> None:
     method = Frugal()
     more = engine.plan(method, [1000, 1002])[len(engine.plan(method, [1000])) :]
-    assert [(p.name, p.cost) for p in more] == [("rest", 2), ("after", 0)]
+    assert [(p.name, p.cost) for p in more] == [("rest", 2), ("after", 0), ("calm", 0)]
 
 
 def test_rates_fall_along_one_cosine_over_all_phases() -> None:
@@ -68,6 +69,40 @@ def test_rates_fall_along_one_cosine_over_all_phases() -> None:
     assert seen[-1] < 0.05
     turn = next(p for p in phases if p.name == "after")
     assert turn.schedule(0.0) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("calm", [0.0, 0.2, 0.99])
+@pytest.mark.parametrize("least", [1, 20, 400])
+def test_a_phase_has_steps(calm: float, least: int) -> None:
+    """A plan times a step of each; what is learnt after the last query is the same."""
+    phases = Frugal(calm=calm, compute=0.0, compute_least=least).phases(64)
+    assert all(phase.steps > 0 for phase in phases)
+    learning = [phase.steps for phase in phases if not phase.cost]
+    assert sum(learning) == max(1, round(0.8 * least / CHUNK))
+
+
+@pytest.mark.parametrize("student", ["digits-cnn", "resnet8"])
+def test_statistics_rest_at_last(student: str, linear: Callable[..., Linear]) -> None:
+    """Those of BatchNorm, of students or of the one that they chose for; a longer run moves them again."""
+    scout = "digits-cnn" if student == "resnet8" else "auto"
+    method = Frugal(student=student, scout=scout, batch=8, learnt=8, compute_least=200)
+    names = [p.name for p in engine.plan(method, [32, 64]) for _ in range(p.steps)]
+    seen: list[list[torch.Tensor]] = []
+
+    def watch(moment: engine.Moment[Any]) -> bool:
+        pupils = moment.state.last if names[len(seen)] in ("after", "calm") else moment.state
+        means = [v for k, v in pupils.students.state_dict().items() if k.endswith("running_mean")]
+        seen.append([mean.clone() for mean in means])
+        return False
+
+    engine.run(method, linear(), Account("attack", 64), budgets=[32, 64], watch=watch)
+    moved: dict[str, list[bool]] = {}
+    for name, before, (old, new) in zip(names[1:], names, itertools.pairwise(seen), strict=False):
+        if name == before:
+            moved.setdefault(name, []).extend(not torch.equal(*pair) for pair in zip(old, new, strict=True))
+    assert all(moved["after"])
+    assert len(moved["calm"]) > 8
+    assert not any(moved["calm"])
 
 
 def test_choosing_leaves_the_students_as_they_were(linear: Callable[..., Linear]) -> None:
@@ -131,9 +166,9 @@ def test_few_labels_are_not_learnt_for_ever(
     state.memory.add(torch.rand(10, 1, 8, 8), torch.eye(4)[torch.arange(10) % 4])
     counts = []
     state.students.members[0].register_forward_pre_hook(lambda *_: counts.append(1))
-    after = method.phases(10)[-1]
-    for _ in range(after.steps):
-        after.step(state, oracle)
+    for phase in method.phases(10)[-2:]:
+        for _ in range(phase.steps):
+            phase.step(state, oracle)
     assert len(counts) == pytest.approx(batches, abs=12)
 
 
@@ -170,7 +205,7 @@ def test_evaluations_spread_over_the_queries_not_over_the_learning_after() -> No
     asking = [step for step in steps if step <= 100]
     assert {5 * i for i in range(1, 21)} <= set(asking), "a hundred steps that ask, twenty points"
     assert {1, 3, 6, 12} <= set(asking), "denser at the start"
-    after = phases[-1].steps
+    after = phases[-2].steps + phases[-1].steps
     assert [step - 100 for step in steps if step > 100] == [
         after - 3 * after // 4,
         after - after // 2,
@@ -185,7 +220,7 @@ def test_only_labels_are_learnt_on_images_with_noise(
 ) -> None:
     seen: list[Tensor] = []
 
-    def learn(pupils: object, loss: object, x: Tensor, answer: Tensor) -> tuple[Tensor, Tensor]:
+    def learn(pupils: object, loss: object, x: Tensor, answer: Tensor, calm: bool) -> tuple[Tensor, Tensor]:
         seen.append(x)
         return torch.zeros(()), torch.randn(2, len(x), 4)
 

@@ -76,7 +76,7 @@ def test_a_student_that_keeps_seeing_one_class_starts_afresh(linear: Callable[..
     bias.data[3] = 1e3
     assert (state.students(x)[1].argmax(1) == 3).all()
 
-    def renewed(answer: Tensor) -> int:
+    def renewed(answer: Tensor) -> Tensor:
         return renew(state, state.students(x).detach(), answer)
 
     loss = state.students(x).sum()

@@ -1,6 +1,9 @@
 """Light students learn at once, in a thread each, and learn the same to the bit."""
 
+import multiprocessing
+import os
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -72,6 +75,25 @@ def taught(players: Pupils) -> Tensor:
     return learn(players, logit_distance, torch.rand(5, 1, 8, 8), torch.rand(5, 4).softmax(1))[1]
 
 
+def dropping(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """A student of somebody's that draws."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.Dropout(), nn.Linear(9, classes))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="only where processes fork")
+def test_a_child_process_has_threads_of_its_own() -> None:
+    """It has none of its parent's, and would wait for them for ever."""
+    threads.side_by_side(2)
+    taught(pupils(30))
+    learns = multiprocessing.get_context("fork").Process(target=lambda: taught(pupils(30)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks with threads
+        learns.start()
+    learns.join(60)
+    learns.kill()
+    assert learns.exitcode == 0
+
+
 @pytest.mark.parametrize("most", [1, 2])
 def test_two_are_at_work_at_once(most: int) -> None:
     threads.side_by_side(most)
@@ -101,8 +123,11 @@ def test_what_stops_one_stops_the_step() -> None:
 
 def test_who_learns_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks of others, which may draw; heavy ones, which have all threads; compiled ones; ranks."""
-    assert Students("lenet5", (1, 28, 28), 10, 2).apart
+    light = Students("lenet5", (1, 28, 28), 10, 2)
+    assert light.apart == list(light.members)
+    assert not Students("lenet5", (1, 28, 28), 10, 1).apart, "alone it may have all threads"
     assert not Students("resnet18", (3, 32, 32), 10, 2).apart
+    assert not Students(f"torch:{__name__}:dropping", (1, 8, 8), 4, 2).apart, "though all of it is torch's"
     compiled = Students("lenet5", (1, 28, 28), 10, 2)
     compiled.compile(backend="eager")
     assert not compiled.apart

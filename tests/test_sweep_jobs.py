@@ -1,5 +1,6 @@
 """Where a sweep's jobs run: each on a GPU of its own while there are enough, under Slurm, or nowhere."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -112,6 +113,17 @@ def test_slurm_where_there_is_none(
     assert "--slurm: no Slurm here" in line
 
 
+@pytest.mark.parametrize(("jobs", "each"), [(2, 20), (7, 5), (80, 4)])
+def test_jobs_share_the_cores(
+    jobs: int, each: int, write: Write, at_once: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many students learn side by side as there are cores for each of the nine cells, or of the jobs."""
+    monkeypatch.setattr(working, "cores", lambda: 40)
+    at_once.fail = "digits"  # they need not run
+    assert len(sweeps.start(sweeps.read_sweep(write()), jobs=jobs).failed) == 9
+    assert at_once.sides == each
+
+
 def test_under_slurm_all_cells_are_submitted_at_once(
     write: Write, at_once: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,11 +154,16 @@ def test_ctrl_c_leaves_a_line_and_no_trace(tmp_path: Path, digits_target: Path) 
     command = [sys.executable, "-m", "dualstudent", "sweep", str(tmp_path / "spec.toml"), "--jobs", "1"]
     sweep = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     metrics = "runs/digits/dual-student/soft/2000000/seed0/metrics.jsonl"
-    until = time.monotonic() + 60
-    while not list(tmp_path.rglob(metrics)) and time.monotonic() < until:
-        time.sleep(0.2)
-    os.killpg(sweep.pid, signal.SIGINT)
-    said = sweep.communicate(timeout=60)[1]
+    until = time.monotonic() + 120
+    try:
+        while not list(tmp_path.rglob(metrics)):
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        os.killpg(sweep.pid, signal.SIGINT)
+        said = sweep.communicate(timeout=60)[1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(sweep.pid, signal.SIGKILL)
     assert sweep.returncode == 130
     assert "Traceback" not in said
     assert f"sweep stopped; go on with: dualstudent sweep {tmp_path / 'spec.toml'}" in said

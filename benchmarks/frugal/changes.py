@@ -118,10 +118,12 @@ class Averaging(Frugal):
             state.students, state.student_descent, state.memory, Average(state.students, 0.99, 10)
         )
 
-    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK, after: float = 0.0) -> Metrics:
+    def learn(
+        self, state: Learners, oracle: Oracle, batches: int = CHUNK, after: float = 0.0, calm: bool = False
+    ) -> Metrics:
         losses = []
         for _ in range(batches):
-            losses.append(learn(state, usual(oracle.spec, filled_distance), *drawn(self, state))[0])
+            losses.append(learn(state, usual(oracle.spec, filled_distance), *drawn(self, state), calm)[0])
             state.average.update(state.students)  # type: ignore[attr-defined]
         return {"loss": torch.stack(losses).mean()}
 
@@ -211,9 +213,11 @@ class Taught(Frugal):
     def drawn(self, state: Learners) -> tuple[Tensor, Tensor]:
         return drawn(self, state)
 
-    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK, after: float = 0.0) -> Metrics:
+    def learn(
+        self, state: Learners, oracle: Oracle, batches: int = CHUNK, after: float = 0.0, calm: bool = False
+    ) -> Metrics:
         loss = self.loss(oracle.spec)
-        losses = [learn(state, loss, *self.drawn(state))[0] for _ in range(batches)]
+        losses = [learn(state, loss, *self.drawn(state), calm)[0] for _ in range(batches)]
         return {"loss": torch.stack(losses).mean()}
 
 
@@ -257,9 +261,12 @@ class Doubting(Taught):
 class Consistent(Frugal):
     """On as many images that are not asked each student follows the mean of all."""
 
-    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK, after: float = 0.0) -> Metrics:
+    def learn(
+        self, state: Learners, oracle: Oracle, batches: int = CHUNK, after: float = 0.0, calm: bool = False
+    ) -> Metrics:
         spec, losses = oracle.spec, []
         loss = usual(spec, filled_distance)
+        state.students.calm(calm)
         for _ in range(batches):
             x, answer = drawn(self, state)
             free = inside(spec.encode(priors.broad(self.learnt, spec.shape)), spec)

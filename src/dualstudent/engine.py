@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -103,7 +104,7 @@ def run(
     numerics = numerics.on(device)
     numerics.apply(device)
     state = fresh(method, spec, seed=seed, device=device)
-    compiled = [numerics.compiles(phase.steps) for phase in phases]
+    compiled = _compiled(phases, numerics)
     for module in modules(state) if any(compiled) else []:
         module.compile()
     if parallel.rank() > 0:
@@ -156,6 +157,15 @@ def _programs(state: State, device: str | torch.device, compiled: bool) -> Progr
         return Programs(compiled)
     capturable(state, device)
     return Programs(compiled, Graphs(device))
+
+
+def _compiled(phases: Sequence[Phase[Any]], numerics: Numerics) -> list[bool]:
+    """Return which phases are compiled: those in a row that only learn count as one."""
+    found = []
+    for asks, group in groupby(phases, key=lambda phase: phase.cost > 0):
+        steps = [phase.steps for phase in group]
+        found += [numerics.compiles(each if asks else sum(steps)) for each in steps]
+    return found
 
 
 def _restored(snapshots: Snapshots | None, state: State, account: Account) -> int:

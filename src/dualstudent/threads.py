@@ -66,3 +66,7 @@ def at_once(jobs: Sequence[Callable[[], T]], apart: bool = True) -> list[T]:
 @lru_cache(1)
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "dualstudent student", lambda: torch.set_num_threads(1))
+
+
+if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from itertools import accumulate
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,10 @@ def evaluation_steps(phases: Sequence[Phase[Any]], points: int) -> set[int]:
     wanted = {max(1, round(count * i / points)) for i in range(1, points + 1)}
     wanted |= {max(1, count >> i) for i in range(8)}
     found = {asking[at - 1] + 1 for at in wanted} | {ends[-1]}
-    for end, phase in zip(ends, phases, strict=True):
-        if not phase.cost and end > asking[0]:
-            found |= {end - phase.steps * i // 4 for i in range(4)}
+    for cost, group in groupby(zip(ends, phases, strict=True), key=lambda pair: bool(pair[1].cost)):
+        *_, (end, _) = together = list(group)
+        if not cost and end > asking[0]:
+            found |= {end - sum(phase.steps for _, phase in together) * i // 4 for i in range(4)}
     return found
 
 

@@ -134,7 +134,7 @@ class Method(ABC, Generic[S]):
 
 _SHARES, _POSITIVE = ("drops", "grey"), ("radius",)
 _MOST = {"stride": 1, "grain": 1}  # the range of pixels
-_BELOW_ONE = ("momentum", "average", "first", "blind", "after")
+_BELOW_ONE = ("momentum", "average", "first", "blind", "after", "calm")
 
 
 def option(name: str) -> str:
@@ -218,21 +218,22 @@ def spend(
 def descend(
     optimiser: torch.optim.Optimizer,
     loss: Float[Tensor, ""] | Sequence[Callable[[], Tensor]],
-    apart: bool = False,
+    apart: Sequence[nn.Module] = (),
 ) -> None:
     """Step down a loss, with gradients into the optimiser's own parameters only, mean over ranks.
 
-    Of several the sum counts: each is computed, and its graph freed, in its turn; those that are `apart`,
-    of parameters that no other reaches, at once where that is allowed (`threads.side_by_side`).
+    Of several the sum counts: each is computed, and its graph freed, in its turn; those of modules
+    `apart`, which share nothing, at once where that is allowed (`threads.side_by_side`).
     """
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     optimiser.zero_grad(set_to_none=True)
 
-    def back(loss: Callable[[], Tensor]) -> None:
-        loss().backward(inputs=parameters)  # type: ignore[no-untyped-call]
+    def back(loss: Callable[[], Tensor], inputs: Sequence[Tensor]) -> None:
+        loss().backward(inputs=inputs)  # type: ignore[no-untyped-call]
 
     losses = [lambda: loss] if isinstance(loss, Tensor) else loss
-    at_once([partial(back, each) for each in losses], apart)
+    each = [list(module.parameters()) for module in apart] or [parameters] * len(losses)
+    at_once([partial(back, *pair) for pair in zip(losses, each, strict=True)], bool(apart))
     parallel.average_gradients(parameters)
     with one_thread():
         optimiser.step()

@@ -43,6 +43,7 @@ class Frugal(Method[Learners]):
     compute: float = 0.35  # batches that each student learns, for each query; a large one fewer
     compute_least: int = 3000  # batches that each student learns at least; a large one fewer
     after: float = 0.8  # share of them that are learnt after the last query
+    calm: float = 0.2  # share of those, the last, in which BatchNorm's statistics rest
     learnt: int = 128  # images of a batch that is learnt
     grain: float = 0.03  # of the noise on images learnt from labels, root mean square, in the range of pixels
     memory: int = 1_000_000  # exchanges kept
@@ -58,9 +59,9 @@ class Frugal(Method[Learners]):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}
 
     def __post_init__(self) -> None:
-        self.at_least(students=2, batch=2, candidates=1, blind=0, sure=0, doubtful=0, compute=0, after=0)
-        self.at_least(compute_least=0, learnt=2, memory=self.batch + 2, max_classes=2)
-        self.at_least(climbs=0, stride=0, grain=0, rate=0, weight_decay=0)
+        self.at_least(students=2, batch=2, candidates=1, climbs=0, stride=0, sure=0, doubtful=0, compute=0)
+        self.at_least(compute_least=0, learnt=2, grain=0, memory=self.batch + 2, max_classes=2)
+        self.at_least(rate=0, weight_decay=0)
         self.plausible()
 
     @property
@@ -87,18 +88,19 @@ class Frugal(Method[Learners]):
         batches = max(self.compute * left, float(self.compute_least))
         between = max(1, round((1 - self.after) * batches / max(1, -(-left // self.batch))))
         later = max(round(self.after * batches / CHUNK), int(self.after * batches > 0))
-        turn = 1 - self.after if later else 1.0
-        falling = scaled(cosine, lower(batches))
+        turn, falling = 1 - self.after if later else 1.0, scaled(cosine, lower(batches))
         blind = max(0, min(int(self.blind * budget) - done, left - 2 * parallel.world()) // self.batch)
         chosen, step = done + blind * self.batch, partial(self.iterate, batches=between)
-        plan = spend(step, budget, chosen, batch=self.batch, batches=1, schedule=cut(falling, 0.0, turn))
+        asking, learn = cut(falling, 0.0, turn), partial(self.learn, after=batches)
+        plan = spend(step, budget, chosen, batch=self.batch, batches=1, schedule=asking)
         if blind:
-            part = cut(cut(falling, 0.0, turn), done / budget, chosen / budget)
-            first = partial(step, sizes=[self.batch], blind=True)
-            plan.insert(0, Phase("blind", first, blind, self.batch, part))
-        if later:
-            plan.append(Phase("after", partial(self.learn, after=batches), later, 0, cut(falling, turn, 1.0)))
-        return plan
+            first, part = partial(step, sizes=[self.batch], blind=True), (done / budget, chosen / budget)
+            plan.insert(0, Phase("blind", first, blind, self.batch, cut(asking, *part)))
+        calm = round(self.calm * later)
+        rest = 1 - self.after * calm / max(1, later)
+        plan.append(Phase("after", learn, later - calm, 0, cut(falling, turn, rest)))
+        plan.append(Phase("calm", partial(learn, calm=True), calm, 0, cut(falling, rest, 1.0)))
+        return [phase for phase in plan if phase.steps]
 
     def iterate(
         self, state: Learners, oracle: Oracle, sizes: Sequence[int], batches: int, blind: bool = False
@@ -116,17 +118,17 @@ class Frugal(Method[Learners]):
         x = inside(spec.encode(priors.broad(share * candidates, spec.shape, device)), spec)
         if candidates == 1:
             return x
-        x = nearer(x, state.memory)
         state.students.eval()
         classes, value = state.memory.classes(), partial(worth, sure=self.sure, doubtful=self.doubtful)
-        x = best(state.students, value, x, classes, share)
+        x = best(state.students, value, nearer(x, state.memory), classes, share)
         for _ in range(self.climbs if spec.access == Access.PROBS else 0):
-            half = x[::2].contiguous()  # as a captured program keeps it
-            x[::2] = climbed(state.students, value, half, classes, self.stride, spec)
+            x[::2] = climbed(state.students, value, x[::2].contiguous(), classes, self.stride, spec)
         state.students.train()
         return x
 
-    def learn(self, state: Learners, oracle: Oracle, batches: int = CHUNK, after: float = 0.0) -> Metrics:
+    def learn(
+        self, state: Learners, oracle: Oracle, batches: int = CHUNK, after: float = 0.0, calm: bool = False
+    ) -> Metrics:
         """Learn remembered batches, `after` all queries of so many in all; who sees nothing starts afresh."""
         pupils = state.last if after else state
         share = lighter(pupils.students.arch, oracle.spec.shape)
@@ -139,10 +141,9 @@ class Frugal(Method[Learners]):
         loss, losses = usual(oracle.spec, filled_distance), []
         for _ in range(parallel.whole(batches * share) if share != 1 else batches):
             x, answer = state.memory.draw(self.learnt, self.grain * hard)
-            mean, logits = learn(pupils, loss, x, answer)
+            mean, logits = learn(pupils, loss, x, answer, calm)
             losses.append(mean)
         if not losses:
             return {}
         told = signs(state.memory.classes(), oracle.spec.classes is not None)
-        renewed = torch.tensor(float(renew(pupils, logits, answer)))
-        return {"loss": torch.stack(losses).mean(), **told, "renewed": renewed}
+        return {"loss": torch.stack(losses).mean(), **told, "renewed": renew(pupils, logits, answer)}

@@ -82,8 +82,14 @@ def told(students: Students, answer: Tensor) -> Tensor:
     return answer if students.seen is None else students.seen.learn(answer)
 
 
-def learn(players: Pupils, loss: Loss, x: Tensor, answer: Tensor) -> tuple[Tensor, Tensor]:
-    """Descend each student's loss on one batch; return the mean loss and the logits (s, b, k) before."""
+def learn(
+    players: Pupils, loss: Loss, x: Tensor, answer: Tensor, calm: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Descend each student's loss on one batch; return the mean loss and the logits (s, b, k) before.
+
+    `calm`: BatchNorm keeps its statistics and takes them, not the batch's, as when the students are asked.
+    """
+    players.students.calm(calm)
 
     def program(x: Tensor, answer: Tensor) -> tuple[Tensor, ...]:
         turns = players.students.in_turns(x)
@@ -96,12 +102,12 @@ def learn(players: Pupils, loss: Loss, x: Tensor, answer: Tensor) -> tuple[Tenso
             return each.sum()
 
         jobs = [partial(of, turn) for turn in range(len(turns))]
-        descend(players.student_descent, jobs, players.students.apart and parallel.world() == 1)
+        descend(players.student_descent, jobs, players.students.apart if parallel.world() == 1 else ())
         logits, each = (torch.cat(parts) for parts in zip(*seen, strict=True))
         return each.mean(), logits
 
     number = len(players.students.members)  # tells those who learn at different times apart
-    mean, logits = call(f"learn {number}", program, x, answer)
+    mean, logits = call(f"learn {number} {calm}", program, x, answer)
     return mean, logits
 
 

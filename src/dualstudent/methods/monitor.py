@@ -44,13 +44,13 @@ def nearer(x: Tensor, memory: Memory) -> Tensor:
     return x
 
 
-def renew(state: Pupils, logits: Tensor, answer: Tensor) -> int:
+def renew(state: Pupils, logits: Tensor, answer: Tensor) -> Tensor:
     """Give fresh weights to students whose logits (s, b, k) do not depend on the image, or are those of the
     student before, or who have learnt for long and see one class in all images, though most are answered
     otherwise; return how many.
     """
-    if len(answer) < 2:
-        return 0
+    if len(answer) < 2 or state.students.calmed:  # then fresh weights would never have their statistics
+        return torch.zeros(())
     seen = logits.masked_fill(logits <= MASKED / 2, 0.0)
     still = seen.std(1).amax(1) < STILL
     still[1:] |= (seen[1:] - seen[:-1]).abs().amax((1, 2)) < STILL
@@ -61,7 +61,7 @@ def renew(state: Pupils, logits: Tensor, answer: Tensor) -> int:
         for weight in state.students.renew(index):
             for moment in state.student_descent.state[weight].values():
                 moment.zero_()  # in place: captured programs know the address
-    return len(found)
+    return torch.tensor(float(len(found)))
 
 
 def standing(top: Tensor, told: Tensor) -> Tensor:

@@ -67,6 +67,7 @@ class Students(nn.Module):
         members = [classifier(arch, shape, outputs) for _ in range(count - (first is not None))]
         self.members = nn.ModuleList(members if first is None else [first, *members])
         self.judged = count if first is None else 1
+        self.calmed = False
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "s b k"]:
         logits = full(torch.stack([member(x) for member in self.members]))
@@ -87,16 +88,29 @@ class Students(nn.Module):
         parallel.average([value for value in member.state_dict().values() if value.is_floating_point()])
         return list(member.parameters())
 
+    def calm(self, on: bool) -> None:
+        """Go into training mode; where `on`, BatchNorms take and keep their running statistics."""
+        self.train()
+        self.calmed = on
+        for part in self.modules() if on else ():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.eval()
+
     def compile(self, *args: Any, **options: Any) -> None:
         """Compile the members one by one: those of one architecture share one program."""
         for member in self.members:
             member.compile(*args, **options)
 
     @property
-    def apart(self) -> bool:
-        """Return whether members may learn at once: light ones of ours, which draw no random numbers."""
-        ours = known(self.members) and lighter(self.arch, self.shape) == 1
-        return ours and all(member._compiled_call_impl is None for member in self.members)
+    def apart(self) -> list[nn.Module]:
+        """Return the members where they may learn at once: several light ones of ours, not compiled.
+
+        Those of others may draw random numbers, and then in which order?
+        """
+        ours = ":" not in self.arch and known(self.members) and lighter(self.arch, self.shape) == 1
+        plain = all(member._compiled_call_impl is None for member in self.members)
+        on_cpu = next(self.parameters()).device.type == "cpu"
+        return list(self.members) if ours and plain and on_cpu and len(self.members) > 1 else []
 
     def in_turns(self, x: Float[Tensor, "b c h w"]) -> list[Callable[[], Float[Tensor, "s b k"]]]:
         """Return what gives the logits of a few students: on a CPU of one, whose graph is alive alone."""

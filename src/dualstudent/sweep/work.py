@@ -161,12 +161,12 @@ def work(
     stop: Callable[[], bool] = lambda: False,
     *,
     gpu: str | None = None,
-    cores: int | None = 1,
+    most: int | None = 1,
 ) -> None:
     """Do one cell, in a process of its own: begin it, or go on where it stopped. Raises Stopped.
 
     `gpu` is the one it sees, in a process that has not asked CUDA for any; None: all. Light students learn
-    side by side on so many `cores`; None: on those that the process may use.
+    side by side, `most` at once; None: one on each core that the process may use.
     """
     import torch
 
@@ -174,7 +174,7 @@ def work(
     cell = Cell(**{**values, "target": Goal(**values["target"])})
     keep_memory()
     torch.set_num_threads(cell.threads)
-    side_by_side(cores)
+    side_by_side(most)
     if state(cell) == "stopped":
         resume(cell.path, place=None if cell.target.data is None else cell.target.path, stop=stop)
         return
@@ -221,7 +221,7 @@ def start(
     executor = _executor(sweep.out / "logs", slurm)
     here = gpus.visible() if slurm is None else []  # Slurm gives its own
     most = jobs or (len(here) or cores() if slurm is None else len(todo))
-    each = max(1, cores() // most) if slurm is None and most else None
+    each = max(1, cores() // max(1, min(most, len(todo)))) if slurm is None else None
     for goal, data_dir in {(cell.target.name): (cell.target, cell.data_dir) for cell in todo}.values():
         prepare(goal, data_dir)
     for cell in todo:
@@ -259,7 +259,7 @@ def _submitted(executor: Any, cell: Cell, gpu: str | None, each: int | None, log
     """Return a cell's job; one that has failed already where Slurm refuses it."""
     try:
         with _erring_into(logs / CONTROLLERS):
-            return executor.submit(work, asdict(cell), gpu=gpu, cores=each)
+            return executor.submit(work, asdict(cell), gpu=gpu, most=each)
     except (RuntimeError, OSError) as error:  # sbatch's own words, or there is none
         return _Refused(f"not submitted: {str(error) or type(error).__name__}", logs)
 
@@ -267,7 +267,11 @@ def _submitted(executor: Any, cell: Cell, gpu: str | None, each: int | None, log
 @contextlib.contextmanager
 def _erring_into(log: Path) -> Iterator[None]:
     """Let processes that are started here write their errors, a trace on Ctrl-C for one, into a file."""
-    terminal = os.dup(STDERR)
+    try:
+        terminal = os.dup(STDERR)
+    except OSError:  # it is closed: nobody reads it
+        yield
+        return
     try:
         with log.open("ab") as file:
             os.dup2(file.fileno(), STDERR)
