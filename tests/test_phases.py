@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import dualstudent as ds
-from dualstudent import parallel
+from dualstudent import engine, parallel
 from dualstudent.methods import Phase, find
 from dualstudent.methods.base import constant, cut, descend, optimisers, pace, spend, split, steps_down
 from dualstudent.numerics import Numerics
@@ -316,3 +316,14 @@ dist.destroy_process_group()
             assert found["weights"] == [[-value for value in row] for row in mean]
             assert found["unused"]
         assert zero["draw"] != one["draw"]
+
+
+def test_phases_that_only_learn_are_compiled_as_one() -> None:
+    """Short as each of them is; those that ask are judged one by one."""
+
+    def of(*phases: tuple[int, int]) -> list[bool]:
+        made: list[Phase[Any]] = [Phase("p", lambda state, oracle: {}, steps, cost) for steps, cost in phases]
+        return engine._compiled(made, Numerics())
+
+    assert of((300, 8), (150, 8), (150, 0), (60, 0)) == [True, False, True, True]
+    assert of((150, 0), (300, 8), (60, 0)) == [False, True, False]

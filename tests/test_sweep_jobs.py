@@ -167,3 +167,13 @@ def test_ctrl_c_leaves_a_line_and_no_trace(tmp_path: Path, digits_target: Path) 
     assert sweep.returncode == 130
     assert "Traceback" not in said
     assert f"sweep stopped; go on with: dualstudent sweep {tmp_path / 'spec.toml'}" in said
+
+
+def test_a_closed_terminal_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(number: int) -> int:
+        raise OSError("bad file descriptor")
+
+    monkeypatch.setattr(os, "dup", closed)
+    with working._erring_into(tmp_path / "log"):
+        pass
+    assert not (tmp_path / "log").exists()

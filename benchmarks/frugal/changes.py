@@ -266,7 +266,7 @@ class Consistent(Frugal):
     ) -> Metrics:
         spec, losses = oracle.spec, []
         loss = usual(spec, filled_distance)
-        state.students.calm(calm)
+        state.students.learning(calm)
         for _ in range(batches):
             x, answer = drawn(self, state)
             free = inside(spec.encode(priors.broad(self.learnt, spec.shape)), spec)

@@ -89,7 +89,7 @@ def learn(
 
     `calm`: BatchNorm keeps its statistics and takes them, not the batch's, as when the students are asked.
     """
-    players.students.calm(calm)
+    players.students.learning(calm)
 
     def program(x: Tensor, answer: Tensor) -> tuple[Tensor, ...]:
         turns = players.students.in_turns(x)

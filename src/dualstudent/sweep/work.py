@@ -25,8 +25,8 @@ from dualstudent.threads import cores, side_by_side
 
 State = Literal["done", "stopped", "open", "n/a"]
 DAY = 24 * 60  # minutes that Slurm is asked for unless told; submitit would ask for five
-STDERR = 2  # as processes number it
 FOREVER = 365 * DAY  # of a local job
+STDERR = 2  # as processes number it
 SHARED = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node")
 CONTROLLERS = "controllers.err"  # among the logs: what submitit's own processes say
 RECORD = "sweep.json"  # beside a target: how the sweep trained it
