@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from conftest import Linear
 from dualstudent import experiment
 from dualstudent.cli import main
 from dualstudent.cli.show import Bars
+from dualstudent.methods.procedural import Noise
 
 METHOD = ds.DualStudent(batch=8, width=4, noise_size=8)
 
@@ -49,6 +51,26 @@ def test_an_extension_keeps_what_was_judged_before(tmp_path: Path) -> None:
     longer = ds.resume(run.path, Mine(0, 10).eval(), queries=80)
     assert longer.result["evaluations"] == [judged]
     assert (longer.result["spent"], longer.result["extended_from"]) == (80, [40])
+
+
+def test_a_run_from_before_an_option_came_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older version's run goes on with the default of what it did not know, and not in silence."""
+    target, method = Mine(0, 10).eval(), Noise(batch=8)
+    with monkeypatch.context() as older:
+        whole = asdict
+        older.setattr(
+            "dualstudent.experiment.folder.asdict",
+            lambda m: {k: v for k, v in whole(m).items() if k != "replays"},
+        )
+        run = ds.extract(method, target, queries=40, out=tmp_path / "old")
+    assert ds.resume(run.path, target, queries=80).result["spent"] == 80
+    assert "goes on with: replays 4" in caplog.text
+    caplog.clear()
+    run = ds.extract(method, target, queries=40, out=tmp_path / "new")
+    ds.resume(run.path, target, queries=80)
+    assert "goes on with" not in caplog.text
 
 
 def test_a_stopped_extension_keeps_the_finished_result(tmp_path: Path) -> None:

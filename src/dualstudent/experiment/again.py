@@ -1,5 +1,6 @@
 """What a manifest names, opened again: target, test images, method."""
 
+import logging
 import shlex
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from dualstudent.experiment.folder import RunFolder, describe_images
 from dualstudent.methods import Method, find
 from dualstudent.spec import Access, Labels, Spec, Target
 from dualstudent.targets import Opened, SecretNames, TargetOptions, open_target, weights_sum
+
+log = logging.getLogger(__name__)
 
 
 def as_opened(target: Target | Opened) -> Opened:
@@ -115,12 +118,18 @@ def saved_data(manifest: dict[str, Any], data: Images | None = None) -> Images:
 
 
 def saved_method(run: RunFolder, manifest: dict[str, Any]) -> Method[Any]:
-    """Return the method as a run's manifest records it. Raises UserError on another version's recipe."""
+    """Return the method as a run's manifest records it, options of a later version as they are by default.
+
+    Raises UserError on another version's recipe.
+    """
     recipe = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["recipe"].items()}
     try:
         method = find(manifest["method"])(**recipe)
     except TypeError as error:
         raise UserError(f"{run.manifest_file} holds another version's recipe: {error}") from error
+    later = [f"{f.name} {getattr(method, f.name)}" for f in fields(method) if f.name not in recipe]
+    if later:
+        log.warning("%s, begun before these options came, goes on with: %s", run.path, ", ".join(later))
     if run.start.is_dir():
         method = replace(method, start=str(run.start))  # type: ignore[call-arg]
     return method
