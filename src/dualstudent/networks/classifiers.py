@@ -30,9 +30,16 @@ def _conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Con
 def _pooled(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c u v"]:
     """Return max-pooling of the ReLU, in the order in which the ReLU has a quarter to do: they commute.
 
-    In float32 on a CPU: torch's pooling in bfloat16 takes twice as long and gives the same.
+    On a CPU in float32, which takes half as long as bfloat16, and without gradients by maxima of
+    neighbours, which take a tenth with few channels.
     """
-    wide = x.float() if x.dtype == torch.bfloat16 and x.device.type == "cpu" else x
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.relu(F.max_pool2d(x, 2), inplace=True)
+    even = x.shape[2] % 2 == x.shape[3] % 2 == 0
+    if even and not x.requires_grad:
+        x = torch.maximum(x[:, :, ::2], x[:, :, 1::2])
+        return F.relu(torch.maximum(x[..., ::2], x[..., 1::2]), inplace=True)
+    wide = x.float() if x.dtype == torch.bfloat16 else x
     return F.relu(F.max_pool2d(wide, 2).to(x.dtype), inplace=True)
 
 
@@ -141,7 +148,7 @@ def _at_least(shape: Shape, side: int, name: str) -> None:
         raise UserError(f"{name} needs images of at least {side}×{side}, not {shape[1]}×{shape[2]}")
 
 
-LIGHT = 6_000_000  # FLOPs of a student's pass: with more, fewer batches are learnt, and another chooses
+LIGHT = 3_500_000  # FLOPs of a student's pass: with more, fewer batches are learnt, and another chooses
 LEAST = 1 / 16  # of their batches that a large student learns all the same
 _WIDE = (64, 128, 256, 512)
 ARCHITECTURES: dict[str, Callable[[Shape, int], nn.Module]] = {
