@@ -53,6 +53,19 @@ def test_what_is_learnt_follows_the_budget(
     assert 0 <= method.blind * budget - sum(blind) < method.batch
 
 
+@pytest.mark.parametrize(
+    ("budget", "batch", "each"),
+    [(64_999, 64, 64), (65_000, 64, 65), (200_000, 64, 200), (9_000_000, 64, 256), (9_000_000, 300, 300)],
+)
+def test_of_a_large_budget_more_is_asked_at_a_time(budget: int, batch: int, each: int) -> None:
+    """Drawing a few candidates takes nearly as long as many."""
+    plan = engine.plan(Frugal(batch=batch), [budget])
+    assert {p.cost for p in plan if p.name in ("blind", "steps")} == {each}
+    assert sum(p.steps * p.cost for p in plan) == budget
+    plan = engine.plan(Frugal(batch=batch, memory=batch + 10), [budget])
+    assert max(p.cost for p in plan) <= batch + 8, "what is asked at a time has to fit into the memory"
+
+
 def test_an_extension_by_little_learns_as_much_as_a_small_run() -> None:
     method = Frugal()
     more = engine.plan(method, [1000, 1002])[len(engine.plan(method, [1000])) :]

@@ -23,6 +23,7 @@ from dualstudent.oracle import Oracle
 from dualstudent.spec import Access, Spec
 
 CHUNK = 8  # batches learnt in a step that asks nothing
+STEPS, MOST = 1000, 256  # that ask: of a larger budget more images each, so many at most
 PASSES = 64  # over all answers after the last query, at most, where they are labels: a few are soon known
 
 
@@ -31,9 +32,9 @@ class Frugal(Method[Learners]):
     """Ask the procedural images that promise most, a half of them a little uphill; learn them thoroughly."""
 
     student: str = "auto"  # architecture, or torch:package.module:factory; auto: by the images' shape
-    scout: str = "auto"  # architecture that chooses; auto: the student's, a lighter one above 6 MFLOP
+    scout: str = "auto"  # architecture that chooses; auto: the student's, a lighter one above 3.5 MFLOP
     students: int = 2  # that disagree; their mean is the clone, unless they choose for another
-    batch: int = 64  # images asked in a step
+    batch: int = 64  # images asked in a step, at least
     candidates: int = 6  # procedural images for each that is asked
     blind: float = 0.1  # share of the budget asked as it comes, before the students can choose
     sure: float = 2.0  # weight of looking like a class: power of the spread of the mean logits
@@ -84,18 +85,18 @@ class Frugal(Method[Learners]):
 
     def phases(self, budget: int, done: int = 0) -> Sequence[Phase[Learners]]:
         """Return steps that ask images as they come, steps that choose, then steps that only learn."""
-        left = budget - done
+        left, batch = budget - done, max(self.batch, min(MOST, budget // STEPS, self.memory - 2))
         batches = max(self.compute * left, float(self.compute_least))
-        between = max(1, round((1 - self.after) * batches / max(1, -(-left // self.batch))))
+        between = max(1, round((1 - self.after) * batches / max(1, -(-left // batch))))
         later = max(round(self.after * batches / CHUNK), int(self.after * batches > 0))
         turn, falling = 1 - self.after if later else 1.0, scaled(cosine, lower(batches))
-        blind = max(0, min(int(self.blind * budget) - done, left - 2 * parallel.world()) // self.batch)
-        chosen, step = done + blind * self.batch, partial(self.iterate, batches=between)
+        blind = max(0, min(int(self.blind * budget) - done, left - 2 * parallel.world()) // batch)
+        chosen, step = done + blind * batch, partial(self.iterate, batches=between)
         asking, learn = cut(falling, 0.0, turn), partial(self.learn, after=batches)
-        plan = spend(step, budget, chosen, batch=self.batch, batches=1, schedule=asking)
+        plan = spend(step, budget, chosen, batch=batch, batches=1, schedule=asking)
         if blind:
-            first, part = partial(step, sizes=[self.batch], blind=True), (done / budget, chosen / budget)
-            plan.insert(0, Phase("blind", first, blind, self.batch, cut(asking, *part)))
+            first, part = partial(step, sizes=[batch], blind=True), (done / budget, chosen / budget)
+            plan.insert(0, Phase("blind", first, blind, batch, cut(asking, *part)))
         calm = round(self.calm * later)
         rest = 1 - self.after * calm / max(1, later)
         plan.append(Phase("after", learn, later - calm, 0, cut(falling, turn, rest)))
@@ -123,8 +124,7 @@ class Frugal(Method[Learners]):
         x = best(state.students, value, nearer(x, state.memory), classes, share)
         for _ in range(self.climbs if spec.access == Access.PROBS else 0):
             x[::2] = climbed(state.students, value, x[::2].contiguous(), classes, self.stride, spec)
-        state.students.train()
-        return x
+        return x  # to learn they go back into training mode
 
     def learn(
         self, state: Learners, oracle: Oracle, batches: int = CHUNK, after: float = 0.0, calm: bool = False
