@@ -66,11 +66,27 @@ def test_a_run_from_before_an_option_came_says_so(
         )
         run = ds.extract(method, target, queries=40, out=tmp_path / "old")
     assert ds.resume(run.path, target, queries=80).result["spent"] == 80
-    assert "goes on with: replays 4" in caplog.text
+    assert "goes on with: --replays 4" in caplog.text
     caplog.clear()
     run = ds.extract(method, target, queries=40, out=tmp_path / "new")
     ds.resume(run.path, target, queries=80)
     assert "goes on with" not in caplog.text
+
+
+def test_a_run_that_another_version_planned_otherwise_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its snapshot counts steps: other ones would ask too much, or nothing."""
+    target = Mine(0, 10).eval()
+    run = ds.extract(Noise(batch=8), target, queries=80, out=tmp_path / "r")
+    paid = (run.path / "attack.account").read_bytes()
+    with monkeypatch.context() as newer:
+        whole = Noise.phases
+        newer.setattr(Noise, "phases", lambda _, *at: whole(Noise(batch=16), *at))
+        with pytest.raises(ds.UserError, match="80 images were asked in 10 steps, which this version plans"):
+            ds.resume(run.path, target, queries=400)
+        assert (run.path / "attack.account").read_bytes() == paid
+    assert ds.resume(run.path, target, queries=400).result["spent"] == 400
 
 
 def test_a_stopped_extension_keeps_the_finished_result(tmp_path: Path) -> None:

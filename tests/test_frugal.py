@@ -44,26 +44,26 @@ def test_what_is_learnt_follows_the_budget(
         budgets=[budget],
         watch=lambda moment: each.append(len(at)) or False,  # type: ignore[func-returns-value]
     )
-    wanted, asking = max(method.compute * budget, 400), math.ceil(budget / method.batch)
+    wanted, asking = max(method.compute * budget, 400), math.ceil(budget / 64)
     assert len(at) == pytest.approx(wanted, abs=asking + CHUNK)
     assert max(b - a for a, b in itertools.pairwise(each)) <= max(CHUNK, 0.2 * wanted / asking + 1)
     after = [p for p in engine.plan(method, [budget]) if p.name in ("after", "calm")]
     assert sum(p.steps for p in after) * CHUNK == pytest.approx(0.8 * wanted, abs=CHUNK)
     blind = [p.steps * p.cost for p in engine.plan(method, [budget]) if p.name == "blind"]
-    assert 0 <= method.blind * budget - sum(blind) < method.batch
+    assert 0 <= method.blind * budget - sum(blind) < 64
 
 
 @pytest.mark.parametrize(
     ("budget", "batch", "each"),
-    [(64_999, 64, 64), (65_000, 64, 65), (200_000, 64, 200), (9_000_000, 64, 256), (9_000_000, 300, 300)],
+    [(64_999, 0, 64), (65_000, 0, 65), (200_000, 0, 200), (9_000_000, 0, 256), (9_000_000, 16, 16)],
 )
 def test_of_a_large_budget_more_is_asked_at_a_time(budget: int, batch: int, each: int) -> None:
-    """Drawing a few candidates takes nearly as long as many."""
+    """Drawing a few candidates takes nearly as long as many. Nobody is overruled who says how many."""
     plan = engine.plan(Frugal(batch=batch), [budget])
     assert {p.cost for p in plan if p.name in ("blind", "steps")} == {each}
     assert sum(p.steps * p.cost for p in plan) == budget
-    plan = engine.plan(Frugal(batch=batch, memory=batch + 10), [budget])
-    assert max(p.cost for p in plan) <= batch + 8, "what is asked at a time has to fit into the memory"
+    plan = engine.plan(Frugal(batch=batch, memory=100), [budget])
+    assert max(p.cost for p in plan) <= 98, "what is asked at a time has to fit into the memory"
 
 
 def test_an_extension_by_little_learns_as_much_as_a_small_run() -> None:
@@ -119,10 +119,9 @@ def test_statistics_rest_at_last(student: str, linear: Callable[..., Linear]) ->
 
 
 def test_choosing_leaves_the_students_as_they_were(linear: Callable[..., Linear]) -> None:
-    """In training mode, with their statistics: thousands of candidates must not move them."""
+    """With their statistics: thousands of candidates must not move them."""
     target, method = linear(), Frugal(student="digits-cnn", batch=8, compute_least=8, blind=0.5)
     state = engine.run(method, target, Account("attack", 32), budgets=[32])
-    assert all(module.training for module in state.students.modules())
     before = {name: value.clone() for name, value in state.students.state_dict().items()}
     method.chosen(state, target.spec, 8, 4)
     assert all(torch.equal(value, before[name]) for name, value in state.students.state_dict().items())

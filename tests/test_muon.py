@@ -11,6 +11,7 @@ from torch import nn
 from dualstudent.methods.base import descend
 from dualstudent.muon import Muon, hidden, orthogonal
 from dualstudent.networks import classifier
+from dualstudent.numerics import Numerics
 
 
 @given(st.integers(2, 20), st.integers(2, 20), st.integers(0, 1000), st.sampled_from((1e-6, 1.0, 1e6)))
@@ -196,3 +197,17 @@ def test_optimisers_step_in_one_thread() -> None:
         assert (seen, torch.get_num_threads()) == ([1, 1], 2)
     finally:
         torch.set_num_threads(before)
+
+
+def test_steps_are_as_exact_where_networks_compute_in_half() -> None:
+    """On a CPU its products are in float32, whatever the precision of the run: they are small."""
+    exact = classifier("digits-cnn", (1, 12, 12), 10)
+    half = copy.deepcopy(exact)
+    for network in (exact, half):
+        for p in network.parameters():
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+    Muon([exact], 6e-3, 0.3).step()
+    with Numerics("bf16").casting("cpu"):
+        Muon([half], 6e-3, 0.3).step()
+    for a, b in zip(exact.parameters(), half.parameters(), strict=True):
+        assert torch.equal(a, b)

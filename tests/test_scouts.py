@@ -23,7 +23,7 @@ from test_contract import same
 
 
 def test_larger_networks_learn_fewer_batches() -> None:
-    assert lighter("lenet5", (1, 28, 28)) == 1
+    assert lighter("lenet5", (1, 28, 28)) == lighter("lenet5", (1, 64, 64)) == 1
     assert lighter("resnet8", (3, 32, 32)) == pytest.approx(6e6 / work("resnet8", (3, 32, 32)))
     assert lighter("resnet18", (3, 32, 32)) == 1 / 16
     assert lighter("torch:some.module:factory", (3, 32, 32)) == 1

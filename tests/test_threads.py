@@ -27,7 +27,7 @@ from sweep_fixture import Write
         ("frugal", "lenet5", (1, 28, 28), True),
         ("frugal", "auto", (1, 28, 28), True),
         ("frugal", "auto", (3, 32, 32), False),  # it takes a resnet8
-        ("dual-student", "resnet8", (3, 10, 10), True),
+        ("dual-student", "resnet8", (3, 12, 12), True),
         ("dual-student", "resnet18", (1, 12, 12), False),
         ("dual-student", "torch:package:factory", (1, 8, 8), False),
     ],
@@ -68,7 +68,7 @@ def test_the_help_says_what_is_chosen(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         cli.main(["extract", "frugal", "--help"])
     said = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
-    assert "default: 1 for students of up to 3.5 MFLOP an image, which then learn side by side" in said
+    assert "default: 1 for students of up to 6 MFLOP an image, which then learn side by side" in said
     assert "queries between probes for another model" in said
 
 

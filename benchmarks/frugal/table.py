@@ -1,5 +1,6 @@
 """Collect frugal.toml and peers of benchmarks/claims: results.json, docs/methods/frugal.md."""
 
+import json
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,9 @@ def measured(results: Path, command: str) -> list[dict[str, Any]]:
     known = read(results) if results.exists() else {"rows": []}
     earlier = {name: known[name] for name in ("command", "commit", "machine") if name in known}
     rows = {key(row): earlier | row for row in known["rows"]}
-    for row in gather(HERE / "frugal.toml"):
-        if row["n"] >= rows.get(key(row), row)["n"]:  # a sweep that has begun anew is not done yet
+    for row in json.loads(json.dumps(gather(HERE / "frugal.toml"))):
+        old = rows.get(key(row), {"n": 0})
+        if row["n"] >= old["n"] and old | row != old:  # a sweep that has begun anew is not done yet
             rows[key(row)] = origin(command) | row
     with redirect_stdout(None):
         write(results, command, {"rows": list(rows.values())})

@@ -116,6 +116,11 @@ def run(
         raise UserError(
             "the ranks read different snapshots: all machines need the same folder of the run, on one disk"
         )
+    if first and account.spent != cost(phases, first):
+        raise UserError(
+            f"{account.spent} images were asked in {first} steps, which this version plans otherwise: "
+            "go on with the version that began the run, or begin anew"
+        )
     if desk is not None:
         desk.resumed(account.spent)
     if shown is not None:
@@ -148,6 +153,15 @@ def run(
             if stop and step < total:
                 raise Stopped(f"stopped after {account.spent} queries")
     return state
+
+
+def cost(phases: Sequence[Phase[Any]], steps: int) -> int:
+    """Return the queries of a plan's first steps."""
+    total = 0
+    for phase in phases:
+        total += phase.cost * min(steps, phase.steps)
+        steps -= min(steps, phase.steps)
+    return total
 
 
 def _programs(state: State, device: str | torch.device, compiled: bool) -> Programs:

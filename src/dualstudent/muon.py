@@ -60,11 +60,14 @@ class Muon(torch.optim.AdamW):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step down the gradients, those of hidden weights used up by it."""
         loss = None if closure is None else torch.enable_grad()(closure)()
-        for group in self.param_groups:
-            for p in group["params"] if group["muon"] else []:
-                if p.grad is not None:
-                    self._turn(p, p.grad, group["lr"], group["weight_decay"])
-                    p.grad = None  # AdamW's own step leaves it alone
+        with torch.autocast(
+            "cpu", enabled=False
+        ):  # in float32: so small, they take longer to cast than to do
+            for group in self.param_groups:
+                for p in group["params"] if group["muon"] else []:
+                    if p.grad is not None:
+                        self._turn(p, p.grad, group["lr"], group["weight_decay"])
+                        p.grad = None  # AdamW's own step leaves it alone
         super().step()
         return loss
 

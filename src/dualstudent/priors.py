@@ -247,11 +247,16 @@ def _field(
             raw = torch.randn(part, channels + 1, size + 3, size + 3, device=device)
             common = _uniform(part, device) if channels > 1 else 0.0
             raw = share * (common * raw[:, -1:] + (1 - common) * raw[:, :-1])
-            with exact(device):
-                rows, columns = (_bicubic(size, side, device).to(raw.dtype) for side in (h, w))
-                total = total + (raw.transpose(2, 3) @ rows.t()).transpose(2, 3) @ columns.t()
+            total = total + _blown_up(raw, h, w)
         made.append(total / _spread(total).clamp_min(1e-3))
     return torch.cat(made)[torch.randperm(images, device=device)]
+
+
+def _blown_up(raw: Float[Tensor, "b c s s"], h: int, w: int) -> Float[Tensor, "b c h w"]:
+    """Return grids with three cells more than fill an image, blown up by bicubic interpolation."""
+    with exact(raw.device):
+        rows, columns = (_bicubic(raw.shape[2] - 3, side, raw.device).to(raw.dtype) for side in (h, w))
+        return (raw.transpose(2, 3) @ rows.t()).transpose(2, 3) @ columns.t()
 
 
 def _spread(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 1 1"]:

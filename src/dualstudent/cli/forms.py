@@ -17,7 +17,7 @@ class Machine:
     """Where it runs."""
 
     device: str = "auto"  # auto, cpu, cuda, cuda:1 …
-    # threads of an operation; default: 1 for students of up to 3.5 MFLOP an image, which then learn side by
+    # threads of an operation; default: 1 for students of up to 6 MFLOP an image, which then learn side by
     # side on the cores there are, else all cores
     threads: int | None = None
 

@@ -15,6 +15,7 @@ from dualstudent.defences import LabelOnly, bare
 from dualstudent.errors import UserError, unknown
 from dualstudent.experiment.folder import RunFolder, describe_images
 from dualstudent.methods import Method, find
+from dualstudent.methods.base import option
 from dualstudent.spec import Access, Labels, Spec, Target
 from dualstudent.targets import Opened, SecretNames, TargetOptions, open_target, weights_sum
 
@@ -118,17 +119,14 @@ def saved_data(manifest: dict[str, Any], data: Images | None = None) -> Images:
 
 
 def saved_method(run: RunFolder, manifest: dict[str, Any]) -> Method[Any]:
-    """Return the method as a run's manifest records it, options of a later version as they are by default.
-
-    Raises UserError on another version's recipe.
-    """
+    """Return a manifest's method; warns of options that it lacks. Raises UserError on others that it has."""
     recipe = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["recipe"].items()}
     try:
         method = find(manifest["method"])(**recipe)
     except TypeError as error:
         raise UserError(f"{run.manifest_file} holds another version's recipe: {error}") from error
-    later = [f"{f.name} {getattr(method, f.name)}" for f in fields(method) if f.name not in recipe]
-    if later:
+    later = [f"{option(f.name)} {getattr(method, f.name)}" for f in fields(method) if f.name not in recipe]
+    if later and parallel.rank() == 0:
         log.warning("%s, begun before these options came, goes on with: %s", run.path, ", ".join(later))
     if run.start.is_dir():
         method = replace(method, start=str(run.start))  # type: ignore[call-arg]

@@ -18,12 +18,11 @@ from dualstudent.methods.monitor import nearer, renew, signs
 from dualstudent.methods.procedural import inside
 from dualstudent.methods.worth import best, climbed, worth
 from dualstudent.muon import Muon, lower
-from dualstudent.networks import Students, lighter, make_students, scouting
+from dualstudent.networks import lighter, make_students, scouting
 from dualstudent.oracle import Oracle
 from dualstudent.spec import Access, Spec
 
 CHUNK = 8  # batches learnt in a step that asks nothing
-STEPS, MOST = 1000, 256  # that ask: of a larger budget more images each, so many at most
 PASSES = 64  # over all answers after the last query, at most, where they are labels: a few are soon known
 
 
@@ -32,9 +31,9 @@ class Frugal(Method[Learners]):
     """Ask the procedural images that promise most, a half of them a little uphill; learn them thoroughly."""
 
     student: str = "auto"  # architecture, or torch:package.module:factory; auto: by the images' shape
-    scout: str = "auto"  # architecture that chooses; auto: the student's, a lighter one above 3.5 MFLOP
+    scout: str = "auto"  # architecture that chooses; auto: the student's, a lighter one above 6 MFLOP
     students: int = 2  # that disagree; their mean is the clone, unless they choose for another
-    batch: int = 64  # images asked in a step, at least
+    batch: int = 0  # images asked in a step; 0: 64, of a large budget a thousandth, 256 at most
     candidates: int = 6  # procedural images for each that is asked
     blind: float = 0.1  # share of the budget asked as it comes, before the students can choose
     sure: float = 2.0  # weight of looking like a class: power of the spread of the mean logits
@@ -60,14 +59,18 @@ class Frugal(Method[Learners]):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}
 
     def __post_init__(self) -> None:
-        self.at_least(students=2, batch=2, candidates=1, climbs=0, stride=0, sure=0, doubtful=0, compute=0)
-        self.at_least(compute_least=0, learnt=2, grain=0, memory=self.batch + 2, max_classes=2)
-        self.at_least(rate=0, weight_decay=0)
+        self.at_least(students=2, candidates=1, climbs=0, stride=0, sure=0, doubtful=0, compute=0)
+        self.at_least(compute_least=0, learnt=2, grain=0, rate=0, weight_decay=0, max_classes=2)
+        self.at_least(batch=2 * (self.batch != 0), memory=self.queries_per_step + 2)
         self.plausible()
 
     @property
     def queries_per_step(self) -> int:
-        return self.batch
+        return self.asked(0)
+
+    def asked(self, budget: int) -> int:
+        """Return the images of a step: of a large budget more, which are drawn in hardly more time."""
+        return self.batch or max(64, min(256, budget // 1000, self.memory - 2))
 
     def init(self, spec: Spec) -> Learners:
         """Return fresh students and an empty memory, and a large student that others choose for."""
@@ -77,15 +80,12 @@ class Frugal(Method[Learners]):
         if scout != arch and not after:
             raise UserError(f"--scout {scout} wants --after and --compute above 0: only then {arch} learns")
         students = make_students(spec, scout, self.students, self.max_classes)
-        return learners(students, arch, self.descent, Memory(self.memory, spec))
-
-    def descent(self, students: Students) -> torch.optim.Optimizer:
-        """Return the optimiser of students."""
-        return Muon(students.members, self.rate, self.weight_decay)
+        muon = partial(Muon, rate=self.rate, weight_decay=self.weight_decay)
+        return learners(students, arch, lambda made: muon(made.members), Memory(self.memory, spec))
 
     def phases(self, budget: int, done: int = 0) -> Sequence[Phase[Learners]]:
         """Return steps that ask images as they come, steps that choose, then steps that only learn."""
-        left, batch = budget - done, max(self.batch, min(MOST, budget // STEPS, self.memory - 2))
+        left, batch = budget - done, self.asked(budget)
         batches = max(self.compute * left, float(self.compute_least))
         between = max(1, round((1 - self.after) * batches / max(1, -(-left // batch))))
         later = max(round(self.after * batches / CHUNK), int(self.after * batches > 0))
@@ -93,10 +93,9 @@ class Frugal(Method[Learners]):
         blind = max(0, min(int(self.blind * budget) - done, left - 2 * parallel.world()) // batch)
         chosen, step = done + blind * batch, partial(self.iterate, batches=between)
         asking, learn = cut(falling, 0.0, turn), partial(self.learn, after=batches)
-        plan = spend(step, budget, chosen, batch=batch, batches=1, schedule=asking)
-        if blind:
-            first, part = partial(step, sizes=[batch], blind=True), (done / budget, chosen / budget)
-            plan.insert(0, Phase("blind", first, blind, batch, cut(asking, *part)))
+        first, part = partial(step, sizes=[batch], blind=True), (done / budget, chosen / budget)
+        plan = [Phase("blind", first, blind, batch, cut(asking, *part))]
+        plan += spend(step, budget, chosen, batch=batch, batches=1, schedule=asking)
         calm = round(self.calm * later)
         rest = 1 - self.after * calm / max(1, later)
         plan.append(Phase("after", learn, later - calm, 0, cut(falling, turn, rest)))
@@ -124,7 +123,7 @@ class Frugal(Method[Learners]):
         x = best(state.students, value, nearer(x, state.memory), classes, share)
         for _ in range(self.climbs if spec.access == Access.PROBS else 0):
             x[::2] = climbed(state.students, value, x[::2].contiguous(), classes, self.stride, spec)
-        return x  # to learn they go back into training mode
+        return x
 
     def learn(
         self, state: Learners, oracle: Oracle, batches: int = CHUNK, after: float = 0.0, calm: bool = False

@@ -148,7 +148,7 @@ def _at_least(shape: Shape, side: int, name: str) -> None:
         raise UserError(f"{name} needs images of at least {side}×{side}, not {shape[1]}×{shape[2]}")
 
 
-LIGHT = 3_500_000  # FLOPs of a student's pass: with more, fewer batches are learnt, and another chooses
+LIGHT = 6_000_000  # FLOPs of a student's pass: with more, fewer batches are learnt, and another chooses
 LEAST = 1 / 16  # of their batches that a large student learns all the same
 _WIDE = (64, 128, 256, 512)
 ARCHITECTURES: dict[str, Callable[[Shape, int], nn.Module]] = {
