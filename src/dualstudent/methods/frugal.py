@@ -18,7 +18,7 @@ from dualstudent.methods.monitor import nearer, renew, signs
 from dualstudent.methods.procedural import inside
 from dualstudent.methods.worth import best, climbed, worth
 from dualstudent.muon import Muon, lower
-from dualstudent.networks import lighter, make_students, scouting
+from dualstudent.networks import Students, lighter, make_students, scouting
 from dualstudent.oracle import Oracle
 from dualstudent.spec import Access, Spec
 
@@ -66,11 +66,7 @@ class Frugal(Method[Learners]):
 
     @property
     def queries_per_step(self) -> int:
-        return self.asked(0)
-
-    def asked(self, budget: int) -> int:
-        """Return the images of a step: of a large budget more, which are drawn in hardly more time."""
-        return self.batch or max(64, min(256, budget // 1000, self.memory - 2))
+        return self.batch or 64
 
     def init(self, spec: Spec) -> Learners:
         """Return fresh students and an empty memory, and a large student that others choose for."""
@@ -80,12 +76,15 @@ class Frugal(Method[Learners]):
         if scout != arch and not after:
             raise UserError(f"--scout {scout} wants --after and --compute above 0: only then {arch} learns")
         students = make_students(spec, scout, self.students, self.max_classes)
-        muon = partial(Muon, rate=self.rate, weight_decay=self.weight_decay)
-        return learners(students, arch, lambda made: muon(made.members), Memory(self.memory, spec))
+        return learners(students, arch, self.descent, Memory(self.memory, spec))
+
+    def descent(self, students: Students) -> torch.optim.Optimizer:
+        """Return the optimiser of students."""
+        return Muon(students.members, self.rate, self.weight_decay)
 
     def phases(self, budget: int, done: int = 0) -> Sequence[Phase[Learners]]:
         """Return steps that ask images as they come, steps that choose, then steps that only learn."""
-        left, batch = budget - done, self.asked(budget)
+        left, batch = budget - done, self.batch or max(64, min(256, budget // 1000, self.memory - 2))
         batches = max(self.compute * left, float(self.compute_least))
         between = max(1, round((1 - self.after) * batches / max(1, -(-left // batch))))
         later = max(round(self.after * batches / CHUNK), int(self.after * batches > 0))
