@@ -112,6 +112,11 @@ CASES = {
     "drops": (f"extract dual-student {OURS} --drops 2 3", "--drops 2 3: shares"),
     "stride": ("extract frugal --target {target} --queries 9 --out {out} --stride 2", "--stride 2: it must"),
     "grain": ("extract frugal --target {target} --queries 9 --out {out} --grain 2", "--grain 2: it must"),
+    "batch": ("extract frugal --target {target} --queries 9 --out {out} --batch 1", ": --batch 1: it must"),
+    "memory": (
+        "extract frugal --target {target} --queries 9 --out {out} --batch 10000000",
+        "--memory 1000000: it must be at least 10000002",
+    ),
     "no grain": ("extract frugal --target {target} --queries 9 --out {out} --grain=-1", "--grain -1"),
     "drops below": (f"extract dual-student {OURS} --drops=-1", "--drops -1"),
     "points": (f"extract dual-student {OURS} --points=-1", "--points -1"),

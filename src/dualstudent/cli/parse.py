@@ -86,8 +86,10 @@ def _one_line(text: str, args: Sequence[str], prog: str) -> UserError:
         said = "not understood" if "valid parse" in said else said
         return UserError(f"--{bad[1]} {_given(args, bad[1])}: {said} (see dualstudent {prog} --help)")
     whole = " ".join(line for line in lines if not line.startswith(("For full helptext", "dualstudent ")))
-    said = whole.partition("Argument helptext:")[0].removeprefix("Value error").removeprefix("Invalid choice")
-    return UserError(f"{said.strip() or whole or 'not understood'}: see dualstudent {prog} --help")
+    said = whole.partition("Argument helptext:")[0]
+    for tyros in ("Value error", "Invalid choice", "Error parsing method:"):
+        said = said.removeprefix(tyros).strip()
+    return UserError(f"{said or whole or 'not understood'}: see dualstudent {prog} --help")
 
 
 def _given(args: Sequence[str], flag: str) -> str:

@@ -106,7 +106,7 @@ class Method(ABC, Generic[S]):
         for name, value in least.items():
             if not value <= getattr(self, name) < math.inf:
                 raise UserError(
-                    f"{option(name)} {getattr(self, name)}: it must be at least {value:g} and finite"
+                    f"{option(name)} {getattr(self, name)}: it must be at least {value} and finite"
                 )
 
     def plausible(self) -> None:
