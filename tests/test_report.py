@@ -251,6 +251,16 @@ def test_several_runs_side_by_side(tmp_path: Path, report: Report) -> None:
     assert page.raw.count("<svg ") == 4 + 2 * 2  # shared plots, and two charts a run
 
 
+def test_what_is_learnt_after_the_last_query_is_told(tmp_path: Path, report: Report) -> None:
+    """It stands on end above the last query, as a fault would."""
+    run, words = make_run(tmp_path / "run", budget=5_000), "Above the last query: what is learnt after it."
+    assert words not in report(run).text
+    later = [{"event": "step", "step": 10**6 + i, "queries": 5_000, "loss": 0.1} for i in range(2)]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(step) + "\n" for step in later)
+    assert words in report(run).text
+
+
 def test_more_runs_than_colours(tmp_path: Path, report: Report) -> None:
     page = report(*[make_run(tmp_path / f"run{i}", points=3, pictures=False) for i in range(9)])
     assert "mark c0 m1" in page.of("class")

@@ -122,6 +122,8 @@ def losses(runs: Sequence[Run]) -> list[Plot]:
             continue
         if name == "loss" and len({run.labels for run in runs}) > 1:
             caption += " Soft and hard labels have different losses: compare them within one kind only."
+        if any(line.queries[-2:-1] == line.queries[-1:] for line in lines):
+            caption += " Above the last query: what is learnt after it."
         if most > 1:
             caption += f" Means of up to {most:,} steps."
         with drawing(PAGE, name):
