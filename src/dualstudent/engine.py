@@ -116,7 +116,7 @@ def run(
         raise UserError(
             "the ranks read different snapshots: all machines need the same folder of the run, on one disk"
         )
-    if first and account.spent != cost(phases, first):
+    if first and account.spent != _cost(phases, first):
         raise UserError(
             f"{account.spent} images were asked in {first} steps, which this version plans otherwise: "
             "go on with the version that began the run, or begin anew"
@@ -155,7 +155,7 @@ def run(
     return state
 
 
-def cost(phases: Sequence[Phase[Any]], steps: int) -> int:
+def _cost(phases: Sequence[Phase[Any]], steps: int) -> int:
     """Return the queries of a plan's first steps."""
     total = 0
     for phase in phases:

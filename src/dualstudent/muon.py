@@ -60,9 +60,8 @@ class Muon(torch.optim.AdamW):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step down the gradients, those of hidden weights used up by it."""
         loss = None if closure is None else torch.enable_grad()(closure)()
-        with torch.autocast(
-            "cpu", enabled=False
-        ):  # in float32: so small, they take longer to cast than to do
+        # products in float32: on a CPU, small ones take longer to cast than to do
+        with torch.autocast("cpu", enabled=False):
             for group in self.param_groups:
                 for p in group["params"] if group["muon"] else []:
                     if p.grad is not None:

@@ -144,4 +144,6 @@ class Frugal(Method[Learners]):
         if not losses:
             return {}
         told = signs(state.memory.classes(), oracle.spec.classes is not None)
-        return {"loss": torch.stack(losses).mean(), **told, "renewed": renew(pupils, logits, answer)}
+        # calm, fresh weights would never have statistics of their own
+        renewed = torch.zeros(()) if calm else renew(pupils, logits, answer)
+        return {"loss": torch.stack(losses).mean(), **told, "renewed": renewed}

@@ -67,7 +67,6 @@ class Students(nn.Module):
         members = [classifier(arch, shape, outputs) for _ in range(count - (first is not None))]
         self.members = nn.ModuleList(members if first is None else [first, *members])
         self.judged = count if first is None else 1
-        self.calm = False
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "s b k"]:
         logits = full(torch.stack([member(x) for member in self.members]))
@@ -91,7 +90,6 @@ class Students(nn.Module):
     def learning(self, calm: bool) -> None:
         """Go into training mode; where `calm`, BatchNorms take and keep their running statistics."""
         self.train()
-        self.calm = calm
         for part in self.modules() if calm else ():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
                 part.eval()
