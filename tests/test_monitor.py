@@ -60,8 +60,8 @@ def test_a_student_that_sees_what_another_sees_starts_afresh(
     kept = copy.deepcopy(other.state_dict())
     state.memory.add(torch.rand(8, *target.spec.shape), torch.eye(10)[torch.arange(8)])
     oracle = Oracle(target, Account("attack"))
-    assert method.learn(state, oracle, 1, calm=True)["renewed"] == 0, "it would get no statistics any more"
-    assert method.learn(state, oracle, 1)["renewed"] == 1
+    assert method.learn(state, oracle, 9.0, 1, calm=True)["renewed"] == 0, "it would get no statistics"
+    assert method.learn(state, oracle, 9.0, 1)["renewed"] == 1
     logits = state.students(torch.rand(8, *target.spec.shape)).detach()
     assert renew(state, logits, torch.eye(10)[:8]) == 0
     assert (logits[1] - logits[0]).abs().max() > 1e-3

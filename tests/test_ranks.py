@@ -228,7 +228,7 @@ def test_a_rank_says_in_one_line_that_the_others_are_gone(digits_target: Path, t
         for process in (one, two):
             process.kill()
             process.communicate()
-    assert one.returncode == 2
+    assert one.returncode == 2, said
     lines = [line for line in said.splitlines() if line.startswith("dualstudent: ")]
     assert lines[-1].startswith("dualstudent: rank 0 lost the other processes of this run")
     assert "Traceback" not in said

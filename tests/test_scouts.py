@@ -40,7 +40,7 @@ def test_light_networks_choose_what_a_large_student_learns(linear: Callable[...,
     counts = {"scout": 0, "heir": 0}
     for name, member in (("scout", state.students.members[0]), ("heir", state.heir.members[0])):
         member.register_forward_pre_hook(lambda *_, at=name: counts.update({at: counts[at] + 1}))
-    method.learn(state, oracle, 64)
+    method.learn(state, oracle, 1280.0, 64)
     assert counts == {"scout": 64, "heir": 0}
     method.chosen(state, target.spec, 8, 3)
     assert counts["heir"] == 0 < 64 < counts["scout"]
@@ -142,3 +142,18 @@ def test_a_large_student_has_the_rates_of_its_own_batches(linear: Callable[..., 
             assert rates == pytest.approx([0.01 * part * cosine(0.5)] * 2)
         asked = method.phases(budget)[0].schedule(0.0)
         assert asked == pytest.approx((7000 / (0.35 * budget)) ** 0.5)
+
+
+def test_large_students_that_choose_have_the_rates_of_so_few_batches(linear: Callable[..., Linear]) -> None:
+    """A sixteenth of the batches, while they ask and after."""
+    target = linear(shape=(3, 16, 16))
+    method = Frugal(student="resnet18", scout="resnet18", batch=8, learnt=2, after=0.5, rate=0.01)
+    state, oracle = method.init(target.spec), Oracle(target, Account("attack"))
+    phases = method.phases(1_280_000)  # 28,000 batches
+    for name, falls in (("blind", 1.0), ("after", cosine(0.5))):
+        phase = next(p for p in phases if p.name == name)
+        for _ in range(2):  # once for each step
+            pace(state, phase.schedule(0.0))
+            phase.step(state, oracle)
+            rates = [group["lr"] for group in state.student_descent.param_groups]
+            assert rates == pytest.approx([0.01 * 0.5 * falls] * 2)

@@ -119,10 +119,10 @@ class Averaging(Frugal):
         )
 
     def learn(
-        self, state: Learners, oracle: Oracle, batches: int = CHUNK, after: float = 0.0, calm: bool = False
+        self, state: Learners, oracle: Oracle, total: float, batches: int = 0, calm: bool = False
     ) -> Metrics:
         losses = []
-        for _ in range(batches):
+        for _ in range(batches or CHUNK):
             losses.append(learn(state, usual(oracle.spec, filled_distance), *drawn(self, state), calm)[0])
             state.average.update(state.students)  # type: ignore[attr-defined]
         return {"loss": torch.stack(losses).mean()}
@@ -214,10 +214,10 @@ class Taught(Frugal):
         return drawn(self, state)
 
     def learn(
-        self, state: Learners, oracle: Oracle, batches: int = CHUNK, after: float = 0.0, calm: bool = False
+        self, state: Learners, oracle: Oracle, total: float, batches: int = 0, calm: bool = False
     ) -> Metrics:
         loss = self.loss(oracle.spec)
-        losses = [learn(state, loss, *self.drawn(state), calm)[0] for _ in range(batches)]
+        losses = [learn(state, loss, *self.drawn(state), calm)[0] for _ in range(batches or CHUNK)]
         return {"loss": torch.stack(losses).mean()}
 
 
@@ -262,12 +262,12 @@ class Consistent(Frugal):
     """On as many images that are not asked each student follows the mean of all."""
 
     def learn(
-        self, state: Learners, oracle: Oracle, batches: int = CHUNK, after: float = 0.0, calm: bool = False
+        self, state: Learners, oracle: Oracle, total: float, batches: int = 0, calm: bool = False
     ) -> Metrics:
         spec, losses = oracle.spec, []
         loss = usual(spec, filled_distance)
         state.students.learning(calm)
-        for _ in range(batches):
+        for _ in range(batches or CHUNK):
             x, answer = drawn(self, state)
             free = inside(spec.encode(priors.broad(self.learnt, spec.shape)), spec)
             with torch.no_grad():

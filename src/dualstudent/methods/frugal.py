@@ -13,7 +13,7 @@ from dualstudent.errors import UserError
 from dualstudent.memory import Memory
 from dualstudent.methods.base import Method, Metrics, Phase, Rate, cosine, cut, scaled, slow, spend
 from dualstudent.methods.game import ask, filled_distance, learn, usual
-from dualstudent.methods.learners import Learners, learners
+from dualstudent.methods.learners import Learners, Lesson, learners
 from dualstudent.methods.monitor import nearer, renew, signs
 from dualstudent.methods.procedural import inside
 from dualstudent.methods.worth import best, climbed, worth
@@ -31,7 +31,7 @@ class Frugal(Method[Learners]):
     """Ask the procedural images that promise most, a half of them a little uphill; learn them thoroughly."""
 
     student: str = "auto"  # architecture, or torch:package.module:factory; auto: by the images' shape
-    scout: str = "auto"  # architecture that chooses; auto: the student's, a lighter one above 6 MFLOP
+    scout: str = "auto"  # architecture that chooses; auto: the student's, above 6 MFLOP one for a CPU
     students: int = 2  # that disagree; their mean is the clone, unless they choose for another
     batch: int = 0  # images asked in a step; 0: 64, of a large budget a thousandth, 256 at most
     candidates: int = 6  # procedural images for each that is asked
@@ -90,8 +90,8 @@ class Frugal(Method[Learners]):
         later = max(round(self.after * batches / CHUNK), int(self.after * batches > 0))
         turn, falling = 1 - self.after if later else 1.0, scaled(cosine, lower(batches))
         blind = max(0, min(int(self.blind * budget) - done, left - 2 * parallel.world()) // batch)
-        chosen, step = done + blind * batch, partial(self.iterate, batches=between)
-        asking, learn = cut(falling, 0.0, turn), partial(self.learn, after=batches)
+        chosen, learn = done + blind * batch, partial(self.learn, total=batches)
+        step, asking = partial(self.iterate, learn=partial(learn, batches=between)), cut(falling, 0.0, turn)
         first, part = partial(step, sizes=[batch], blind=True), (done / budget, chosen / budget)
         plan = [Phase("blind", first, blind, batch, cut(asking, *part))]
         plan += spend(step, budget, chosen, batch=batch, batches=1, schedule=asking)
@@ -102,13 +102,13 @@ class Frugal(Method[Learners]):
         return [phase for phase in plan if phase.steps]
 
     def iterate(
-        self, state: Learners, oracle: Oracle, sizes: Sequence[int], batches: int, blind: bool = False
+        self, state: Learners, oracle: Oracle, sizes: Sequence[int], learn: Lesson, blind: bool = False
     ) -> Metrics:
-        """Choose, ask and remember, then learn batches drawn from all that is remembered."""
+        """Choose, ask and remember, then learn from all that is remembered."""
         images = [self.chosen(state, oracle.spec, size, 1 if blind else self.candidates) for size in sizes]
         for x, answer in ask(state, oracle, [state.memory.rounded(x) for x in images]):
             state.memory.add(x, answer)
-        return self.learn(state, oracle, batches)
+        return learn(state, oracle)
 
     def chosen(self, state: Learners, spec: Spec, images: int, candidates: int) -> Tensor:
         """Return this rank's share of the images to ask: of so many for each those that promise most."""
@@ -125,19 +125,19 @@ class Frugal(Method[Learners]):
         return x
 
     def learn(
-        self, state: Learners, oracle: Oracle, batches: int = CHUNK, after: float = 0.0, calm: bool = False
+        self, state: Learners, oracle: Oracle, total: float, batches: int = 0, calm: bool = False
     ) -> Metrics:
-        """Learn remembered batches, `after` all queries of so many in all; who sees nothing starts afresh."""
-        pupils = state.last if after else state
-        share = lighter(pupils.students.arch, oracle.spec.shape)
-        if pupils is not state:  # it learns for all of them, at the rates of its own batches
-            share *= self.students
-            slow(pupils.student_descent, lower(self.after * share * after) / lower(after))
+        """Learn batches of so many in all, after the last query a CHUNK; a large network learns fewer."""
+        pupils = state if batches else state.last
+        share, part = lighter(pupils.students.arch, oracle.spec.shape), 1.0
+        if pupils is not state:  # it learns for all of them, after the last query alone
+            share, part = share * self.students, self.after
+        slow(pupils.student_descent, lower(part * share * total) / lower(total))
         hard = oracle.spec.access == Access.LABEL
-        if after and hard:
-            share = min(share, PASSES * len(state.memory) / (self.learnt * self.after * after))
+        if hard and not batches:
+            share = min(share, PASSES * len(state.memory) / (self.learnt * self.after * total))
         loss, losses = usual(oracle.spec, filled_distance), []
-        for _ in range(parallel.whole(batches * share) if share != 1 else batches):
+        for _ in range(parallel.whole((batches or CHUNK) * share) if share != 1 else batches or CHUNK):
             x, answer = state.memory.draw(self.learnt, self.grain * hard)
             mean, logits = learn(pupils, loss, x, answer, calm)
             losses.append(mean)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from dualstudent.memory import Memory
+from dualstudent.methods.base import Metrics
 from dualstudent.methods.game import Pupils
 from dualstudent.networks import Clone, Students
+from dualstudent.oracle import Oracle
 
 
 @dataclass
@@ -20,6 +22,9 @@ class Learners(Pupils):
     def last(self) -> Pupils:
         """Who learns after the last query."""
         return self
+
+
+Lesson = Callable[[Learners, Oracle], Metrics]
 
 
 @dataclass
