@@ -13,7 +13,7 @@ from conftest import Linear
 from dualstudent import engine
 from dualstudent.ledger import Account
 from dualstudent.methods import Frugal
-from dualstudent.methods.learners import Learners
+from dualstudent.methods.game import Learners
 from dualstudent.methods.monitor import PATIENCE, evenness, renew
 from dualstudent.oracle import Oracle
 

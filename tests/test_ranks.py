@@ -32,7 +32,7 @@ def port() -> int:
         return int(probe.getsockname()[1])
 
 
-SCOUTS = {"scout": "resnet8"}  # that choose for another
+ALONE = {"students": 1}
 KINDS = ((ds.Access.PROBS, 4), (ds.Access.LABEL, 4), (ds.Access.LABEL, None))
 CASES: list[tuple[str, str, ds.Access, int | None, dict[str, Any]]] = [
     *(
@@ -41,7 +41,7 @@ CASES: list[tuple[str, str, ds.Access, int | None, dict[str, Any]]] = [
         for access, classes in KINDS
         if access >= methods.find(name).needs
     ),
-    *(("frugal", "default", access, classes, SCOUTS) for access, classes in KINDS),
+    *(("frugal", "default", access, classes, ALONE) for access, classes in KINDS),
 ]
 
 

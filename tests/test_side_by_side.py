@@ -24,7 +24,6 @@ from test_contract import same
 SMALL = [
     DualStudent(batch=8, width=4),
     Frugal(batch=8, learnt=8, compute_least=60),
-    Frugal(student="digits-cnn", scout="resnet8", batch=8, learnt=8, compute_least=60),
     Frugal(students=3, batch=8, learnt=8, compute_least=60),
 ]
 

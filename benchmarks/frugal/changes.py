@@ -14,8 +14,7 @@ from dualstudent.losses import cross_entropy, l1, recover_logits, spread
 from dualstudent.methods import Frugal
 from dualstudent.methods.base import Metrics, descend
 from dualstudent.methods.frugal import CHUNK
-from dualstudent.methods.game import Loss, filled_distance, learn, sgd, usual
-from dualstudent.methods.learners import Learners
+from dualstudent.methods.game import Learners, Loss, filled_distance, learn, sgd, usual
 from dualstudent.methods.procedural import inside
 from dualstudent.methods.worth import worth
 from dualstudent.networks import Average, Clone, Students

@@ -1,6 +1,6 @@
 """Frugal extraction, our own: choose what to ask from a procedural prior, and learn it thoroughly."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -9,16 +9,14 @@ import torch
 from torch import Tensor
 
 from dualstudent import parallel, priors
-from dualstudent.errors import UserError
 from dualstudent.memory import Memory
 from dualstudent.methods.base import Method, Metrics, Phase, Rate, cosine, cut, scaled, slow, spend
-from dualstudent.methods.game import ask, filled_distance, learn, usual
-from dualstudent.methods.learners import Learners, Lesson, learners
+from dualstudent.methods.game import Learners, ask, filled_distance, learn, usual
 from dualstudent.methods.monitor import nearer, renew, signs
 from dualstudent.methods.procedural import inside
 from dualstudent.methods.worth import best, climbed, worth
 from dualstudent.muon import Muon, lower
-from dualstudent.networks import Students, lighter, make_students, scouting
+from dualstudent.networks import Students, lighter, make_students
 from dualstudent.oracle import Oracle
 from dualstudent.spec import Access, Spec
 
@@ -31,8 +29,7 @@ class Frugal(Method[Learners]):
     """Ask the procedural images that promise most, a half of them a little uphill; learn them thoroughly."""
 
     student: str = "auto"  # architecture, or torch:package.module:factory; auto: by the images' shape
-    scout: str = "auto"  # architecture that chooses; auto: the student's, above 6 MFLOP one for a CPU
-    students: int = 2  # that disagree; their mean is the clone, unless they choose for another
+    students: int = 0  # that disagree; their mean is the clone; 0: two, or one above 6 MFLOP
     batch: int = 0  # images asked in a step; 0: 64, of a large budget a thousandth, 256 at most
     candidates: int = 6  # procedural images for each that is asked
     blind: float = 0.1  # share of the budget asked as it comes, before the students can choose
@@ -40,8 +37,10 @@ class Frugal(Method[Learners]):
     doubtful: float = 1.0  # weight of the students' disagreement: power of its sum over classes
     climbs: int = 3  # steps uphill of a half of what is asked, where all probabilities are answered
     stride: float = 0.01  # root mean square of such a step, in the range of pixels
-    compute: float = 0.35  # batches that each student learns, for each query; a large one fewer
-    compute_least: int = 3000  # batches that each student learns at least; a large one fewer
+    compute: float = (
+        0.35  # batches that each student learns, for each query; a large one fewer, one alone twice
+    )
+    compute_least: int = 3000  # batches that each student learns at least; a large one fewer, one alone twice
     after: float = 0.8  # share of them that are learnt after the last query
     calm: float = 0.2  # share of those, the last, in which BatchNorm's statistics rest
     learnt: int = 128  # images of a batch that is learnt
@@ -59,7 +58,7 @@ class Frugal(Method[Learners]):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}
 
     def __post_init__(self) -> None:
-        self.at_least(students=2, candidates=1, climbs=0, stride=0, sure=0, doubtful=0, compute=0)
+        self.at_least(students=0, candidates=1, climbs=0, stride=0, sure=0, doubtful=0, compute=0)
         self.at_least(compute_least=0, learnt=2, grain=0, rate=0, weight_decay=0, max_classes=2)
         self.at_least(batch=2 * (self.batch != 0), memory=self.queries_per_step + 2)
         self.plausible()
@@ -69,14 +68,11 @@ class Frugal(Method[Learners]):
         return self.batch or 64
 
     def init(self, spec: Spec) -> Learners:
-        """Return fresh students and an empty memory, and a large student that others choose for."""
+        """Return fresh students and an empty memory."""
         arch = self.suits(spec.shape) if self.student == "auto" else self.student
-        after = self.after * max(self.compute, self.compute_least) > 0
-        scout = self.scout if self.scout != "auto" else scouting(arch, spec.shape) if after else arch
-        if scout != arch and not after:
-            raise UserError(f"--scout {scout} wants --after and --compute above 0: only then {arch} learns")
-        students = make_students(spec, scout, self.students, self.max_classes)
-        return learners(students, arch, self.descent, Memory(self.memory, spec))
+        number = self.students or (2 if lighter(arch, spec.shape) == 1 else 1)
+        students = make_students(spec, arch, number, self.max_classes)
+        return Learners(students, self.descent(students), Memory(self.memory, spec))
 
     def descent(self, students: Students) -> torch.optim.Optimizer:
         """Return the optimiser of students."""
@@ -102,7 +98,12 @@ class Frugal(Method[Learners]):
         return [phase for phase in plan if phase.steps]
 
     def iterate(
-        self, state: Learners, oracle: Oracle, sizes: Sequence[int], learn: Lesson, blind: bool = False
+        self,
+        state: Learners,
+        oracle: Oracle,
+        sizes: Sequence[int],
+        learn: Callable[..., Metrics],
+        blind: bool = False,
     ) -> Metrics:
         """Choose, ask and remember, then learn from all that is remembered."""
         images = [self.chosen(state, oracle.spec, size, 1 if blind else self.candidates) for size in sizes]
@@ -128,22 +129,21 @@ class Frugal(Method[Learners]):
         self, state: Learners, oracle: Oracle, total: float, batches: int = 0, calm: bool = False
     ) -> Metrics:
         """Learn batches of so many in all, after the last query a CHUNK; a large network learns fewer."""
-        pupils = state if batches else state.last
-        share, part = lighter(pupils.students.arch, oracle.spec.shape), 1.0
-        if pupils is not state:  # it learns for all of them, after the last query alone
-            share, part = share * self.students, self.after
-        slow(pupils.student_descent, lower(part * share * total) / lower(total))
+        share = lighter(state.students.arch, oracle.spec.shape)
+        if len(state.students.members) == 1:
+            share *= 2  # who is alone learns for two
+        slow(state.student_descent, lower(share * total) / lower(total))
         hard = oracle.spec.access == Access.LABEL
         if hard and not batches:
             share = min(share, PASSES * len(state.memory) / (self.learnt * self.after * total))
         loss, losses = usual(oracle.spec, filled_distance), []
         for _ in range(parallel.whole((batches or CHUNK) * share) if share != 1 else batches or CHUNK):
             x, answer = state.memory.draw(self.learnt, self.grain * hard)
-            mean, logits = learn(pupils, loss, x, answer, calm)
+            mean, logits = learn(state, loss, x, answer, calm)
             losses.append(mean)
         if not losses:
             return {}
         told = signs(state.memory.classes(), oracle.spec.classes is not None)
         # calm, fresh weights would never have statistics of their own
-        renewed = torch.zeros(()) if calm else renew(pupils, logits, answer)
+        renewed = torch.zeros(()) if calm else renew(state, logits, answer)
         return {"loss": torch.stack(losses).mean(), **told, "renewed": renewed}

@@ -38,6 +38,13 @@ class Pupils:
 
 
 @dataclass
+class Learners(Pupils):
+    """Students, and what was asked."""
+
+    memory: Memory
+
+
+@dataclass
 class Players(Pupils):
     """Students, and the generator that looks for images."""
 
@@ -106,8 +113,7 @@ def learn(
         logits, each = (torch.cat(parts) for parts in zip(*seen, strict=True))
         return each.mean(), logits
 
-    number = len(players.students.members)  # tells those who learn at different times apart
-    mean, logits = call(f"learn {number} {calm}", program, x, answer)
+    mean, logits = call(f"learn {calm}", program, x, answer)
     return mean, logits
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dualstudent import parallel
 from dualstudent.data import DATA_SETS, Images, load_data
 from dualstudent.errors import UserError
-from dualstudent.methods.learners import Learners
+from dualstudent.methods.game import Learners
 from dualstudent.methods.procedural import Pool
 from dualstudent.spec import Spec
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from dualstudent import parallel, priors
 from dualstudent.memory import Memory
 from dualstudent.methods.base import Method, Metrics, Phase, cosine, spend
-from dualstudent.methods.game import ask, learn, sgd, usual
-from dualstudent.methods.learners import Learners
+from dualstudent.methods.game import Learners, ask, learn, sgd, usual
 from dualstudent.networks import make_students
 from dualstudent.oracle import Oracle
 from dualstudent.spec import Access, Spec

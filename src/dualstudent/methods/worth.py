@@ -28,7 +28,8 @@ def worth(
     mean, known = logits.mean(0), logits[0] > MASKED / 2
     centre = (mean * known).sum(1, keepdim=True) / known.sum(1, keepdim=True)
     clear = (((mean - centre) * known) ** 2).sum(1) / known.sum(1)
-    doubt = spread(logits) * logits.shape[2] + DOUBT
+    alone = len(logits) == 1  # then nobody disagrees
+    doubt = DOUBT + (torch.zeros_like(clear) if alone else spread(logits) * logits.shape[2])
     share = classes / classes.sum() * (classes > 0).sum()
     rare = (1 / share.clamp(0.1, 10))[mean.argmax(1)]
     return sure / 2 * clear.clamp_min(1e-6).log() + doubtful * doubt.log() + rare.log()

@@ -148,7 +148,7 @@ def _at_least(shape: Shape, side: int, name: str) -> None:
         raise UserError(f"{name} needs images of at least {side}×{side}, not {shape[1]}×{shape[2]}")
 
 
-LIGHT = 6_000_000  # FLOPs of a student's pass: with more, fewer batches are learnt, and another chooses
+LIGHT = 6_000_000  # FLOPs of a student's pass: with more, fewer batches are learnt
 LEAST = 1 / 16  # of their batches that a large student learns all the same
 _WIDE = (64, 128, 256, 512)
 ARCHITECTURES: dict[str, Callable[[Shape, int], nn.Module]] = {
@@ -215,16 +215,6 @@ def suited(shape: Shape) -> str:
     if min(shape[1:]) < 12:
         return smallest(shape)
     return "lenet5" if shape[0] == 1 and max(shape[1:]) <= 32 else "resnet8"
-
-
-def scouting(arch: str, shape: Shape) -> str:
-    """Return the architecture that chooses what a student learns: for one above LIGHT lenet5, or, below 12
-    pixels, the smallest that fits, where that is lighter; else its own.
-    """
-    if lighter(arch, shape) == 1:
-        return arch
-    small = smallest(shape) if min(shape[1:]) < 12 else "lenet5"
-    return small if work(small, shape) < work(arch, shape) else arch
 
 
 def work(name: str, shape: Shape, classes: int = 10) -> int:
