@@ -93,16 +93,16 @@ def test_a_large_student_learns_its_part_at_the_rates_for_so_few(
     total, own = 448_000.0, 56_000 / students
     phases = {phase.name: phase for phase in method.phases(1_280_000)}
     pace(state, 1.0)
-    method.learn(state, oracle, total, 160)
-    assert len(counts) == 20 / students
-    monkeypatch.setattr("dualstudent.methods.frugal.CHUNK", 64)  # whole batches: no chance in it
+    method.learn(state, oracle, total, 16)
+    assert len(counts) == 2 / students
+    monkeypatch.setattr("dualstudent.methods.frugal.CHUNK", 16)  # whole batches: no chance in it
     for name, falls in (("blind", 1.0), ("after", cosine(0.5))):
         counts.clear()
-        for _ in range(4):
+        for _ in range(2):
             pace(state, phases[name].schedule(0.0))
             phases[name].step(state, oracle)
             assert rates(state) == pytest.approx([0.01 * (7000 / own) ** 0.5 * falls] * 2)
-    assert len(counts) == 4 * 64 / 8 / students
+    assert len(counts) == 2 * 16 / 8 / students
 
 
 def rates(state: Learners) -> list[float]:
