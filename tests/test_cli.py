@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -253,3 +254,15 @@ def test_every_method_has_options_of_names_of_their_own(
     options = re.findall(r"^[│ ]*(--[a-z][a-z-]*)", capsys.readouterr().out, re.MULTILINE)
     assert {"--rate", "--target", "--shape"} <= set(options)
     assert len(options) == len(set(options))
+
+
+@pytest.mark.parametrize("name", methods.registry())
+def test_every_option_of_a_method_is_explained(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the comment beside it, which a formatter may have moved away from it."""
+    with pytest.raises(SystemExit):
+        main(["extract", name, "--help"])
+    mine = {f"--{field.name.replace('_', '-')}" for field in fields(methods.find(name))}
+    rows = re.split(r"^[│ ]*(--[a-z][a-z-]*)", capsys.readouterr().out, flags=re.MULTILINE)[1:]
+    told = dict(zip(rows[::2], rows[1::2], strict=True))
+    assert len(mine & told.keys()) > 4
+    assert not [o for o in mine & told.keys() if not re.search("[a-z]{3}", told[o].partition("(default")[0])]

@@ -156,6 +156,17 @@ def test_a_rate_in_a_tensor_means_the_same() -> None:
         torch.testing.assert_close(mine, theirs)
 
 
+def test_products_are_float32_in_a_run_in_bf16() -> None:
+    network = classifier("lenet5", (1, 12, 12), 10)
+    other = copy.deepcopy(network)
+    for each, on in ((network, False), (other, True)):
+        for p in each.parameters():
+            p.grad = torch.linspace(-1, 1, p.numel()).view_as(p) ** 3
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            Muon([each], 0.01, 0.3).step()
+    assert all(map(torch.equal, network.parameters(), other.parameters()))
+
+
 def test_a_stopped_optimiser_goes_on_bit_for_bit() -> None:
     network = classifier("lenet5", (1, 12, 12), 10)
     optimiser = Muon([network], 0.01, 0.3)

@@ -144,16 +144,6 @@ def test_signs_that_hide_or_break_are_replaced(tmp_path: Path, report: Report) -
     assert "x" * 4000 not in page.raw
 
 
-@pytest.mark.parametrize("wrong", [None, "text", -1, 1e300, [[1, "a"]]])
-def test_wrong_values_count_as_missing(wrong: Any, tmp_path: Path, report: Report) -> None:
-    run = make_run(tmp_path / "demo")
-    for path in (run / "manifest.json", run / "result.json"):
-        values = json.loads(path.read_text())
-        path.write_text(json.dumps(dict.fromkeys(values, wrong) | {"schema_version": 1}))
-    assert "unfinished" in report(run).text
-    curves_png([run], tmp_path / "curves.png")
-
-
 def test_figures_that_are_no_numbers_are_not_shown(tmp_path: Path, report: Report) -> None:
     nan = float("nan")
     run = make_run(tmp_path / "demo")

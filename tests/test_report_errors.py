@@ -1,5 +1,6 @@
 """Reports of damaged runs, and places where no report can be written: one line, nothing overwritten."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from dualstudent.errors import UserError
 from dualstudent.report import curves_png, render
-from report_fixture import edit, make_run
+from report_fixture import Page, edit, make_run
 
 
 @pytest.mark.parametrize("write", [render, curves_png])
@@ -61,3 +62,14 @@ def test_no_run_or_no_place_to_write(write: Callable[..., None], tmp_path: Path)
         write([run], run / "result.json")
     assert (run / "result.json").read_bytes() == before
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("wrong", [None, "text", -1, 1e300, [[1, "a"]]])
+def test_wrong_values_count_as_missing(wrong: Any, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "demo")
+    for path in (run / "manifest.json", run / "result.json"):
+        values = json.loads(path.read_text())
+        path.write_text(json.dumps(dict.fromkeys(values, wrong) | {"schema_version": 1}))
+    render([run], tmp_path / "report.html")
+    assert "unfinished" in Page(tmp_path / "report.html").text
+    curves_png([run], tmp_path / "curves.png")

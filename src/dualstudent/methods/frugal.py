@@ -37,10 +37,8 @@ class Frugal(Method[Learners]):
     doubtful: float = 1.0  # weight of the students' disagreement: power of its sum over classes
     climbs: int = 3  # steps uphill of a half of what is asked, where all probabilities are answered
     stride: float = 0.01  # root mean square of such a step, in the range of pixels
-    compute: float = (
-        0.35  # batches that each student learns, for each query; a large one fewer, one alone twice
-    )
-    compute_least: int = 3000  # batches that each student learns at least; a large one fewer, one alone twice
+    compute: float = 0.35  # batches each student learns, for each query; a large one fewer, one alone twice
+    compute_least: int = 3000  # batches each student learns at least; a large one fewer, one alone twice
     after: float = 0.8  # share of them that are learnt after the last query
     calm: float = 0.2  # share of those, the last, in which BatchNorm's statistics rest
     learnt: int = 128  # images of a batch that is learnt
@@ -86,15 +84,16 @@ class Frugal(Method[Learners]):
         later = max(round(self.after * batches / CHUNK), int(self.after * batches > 0))
         turn, falling = 1 - self.after if later else 1.0, scaled(cosine, lower(batches))
         blind = max(0, min(int(self.blind * budget) - done, left - 2 * parallel.world()) // batch)
-        chosen, learn = done + blind * batch, partial(self.learn, total=batches)
-        step, asking = partial(self.iterate, learn=partial(learn, batches=between)), cut(falling, 0.0, turn)
+        chosen, lesson = done + blind * batch, partial(self.learn, total=batches)
+        step = partial(self.iterate, lesson=partial(lesson, batches=between))
+        asking = cut(falling, 0.0, turn)
         first, part = partial(step, sizes=[batch], blind=True), (done / budget, chosen / budget)
         plan = [Phase("blind", first, blind, batch, cut(asking, *part))]
         plan += spend(step, budget, chosen, batch=batch, batches=1, schedule=asking)
         calm = round(self.calm * later)
         rest = 1 - self.after * calm / max(1, later)
-        plan.append(Phase("after", learn, later - calm, 0, cut(falling, turn, rest)))
-        plan.append(Phase("calm", partial(learn, calm=True), calm, 0, cut(falling, rest, 1.0)))
+        plan.append(Phase("after", lesson, later - calm, 0, cut(falling, turn, rest)))
+        plan.append(Phase("calm", partial(lesson, calm=True), calm, 0, cut(falling, rest, 1.0)))
         return [phase for phase in plan if phase.steps]
 
     def iterate(
@@ -102,14 +101,14 @@ class Frugal(Method[Learners]):
         state: Learners,
         oracle: Oracle,
         sizes: Sequence[int],
-        learn: Callable[..., Metrics],
+        lesson: Callable[..., Metrics],
         blind: bool = False,
     ) -> Metrics:
         """Choose, ask and remember, then learn from all that is remembered."""
         images = [self.chosen(state, oracle.spec, size, 1 if blind else self.candidates) for size in sizes]
         for x, answer in ask(state, oracle, [state.memory.rounded(x) for x in images]):
             state.memory.add(x, answer)
-        return learn(state, oracle)
+        return lesson(state, oracle)
 
     def chosen(self, state: Learners, spec: Spec, images: int, candidates: int) -> Tensor:
         """Return this rank's share of the images to ask: of so many for each those that promise most."""
@@ -136,8 +135,8 @@ class Frugal(Method[Learners]):
         hard = oracle.spec.access == Access.LABEL
         if hard and not batches:
             share = min(share, PASSES * len(state.memory) / (self.learnt * self.after * total))
-        loss, losses = usual(oracle.spec, filled_distance), []
-        for _ in range(parallel.whole((batches or CHUNK) * share) if share != 1 else batches or CHUNK):
+        loss, losses, batches = usual(oracle.spec, filled_distance), [], batches or CHUNK
+        for _ in range(parallel.whole(batches * share) if share != 1 else batches):
             x, answer = state.memory.draw(self.learnt, self.grain * hard)
             mean, logits = learn(state, loss, x, answer, calm)
             losses.append(mean)
