@@ -1,14 +1,15 @@
-"""Large students of frugal: one alone chooses, asks and learns, fewer batches than small ones would."""
+"""Large students of frugal: one alone asks as it comes and learns, fewer batches than small ones would."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import dualstudent as ds
 from conftest import Linear
-from dualstudent import engine
+from dualstudent import engine, priors
 from dualstudent.checkpoint import Snapshots
 from dualstudent.errors import Stopped
 from dualstudent.ledger import Account
@@ -61,6 +62,46 @@ def test_a_stopped_run_of_one_student_goes_on_bit_for_bit(
     assert logits.isfinite().all()
     unseen = 0 if access == ds.Access.PROBS else 6 - int((whole.memory.classes() > 0).sum())
     assert (logits < -1000).sum() == 4 * unseen
+
+
+@pytest.mark.parametrize(
+    ("students", "candidates", "drawn"), [(2, 0, 6), (1, 0, 1), (3, 0, 6), (1, 4, 4), (2, 1, 1)]
+)
+def test_one_alone_asks_what_comes_unless_told(
+    students: int, candidates: int, drawn: int, linear: Callable[..., Linear], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has nobody to disagree with. At first nobody chooses."""
+    counts: list[int] = []
+    broad = priors.broad
+
+    def counted(count: int, *rest: Any) -> torch.Tensor:
+        counts.append(count)
+        return broad(count, *rest)
+
+    monkeypatch.setattr(priors, "broad", counted)
+    options = {"student": "digits-cnn", "students": students, "candidates": candidates, "blind": 0.5}
+    method = Frugal(**options, batch=8, learnt=8, compute_least=8)  # type: ignore[arg-type]
+    engine.run(method, linear(), Account("attack", 32), budgets=[32])
+    assert counts == [8, 8, 8 * drawn, 8 * drawn]
+
+
+@pytest.mark.parametrize("students", [1, 2])
+@pytest.mark.parametrize(
+    ("common", "rare", "acts"), [(95, 5, True), (89, 11, False), (100, 0, False), (14, 1, False)]
+)
+def test_who_asks_what_comes_looks_near_rare_answers_too(
+    students: int, common: int, rare: int, acts: bool, linear: Callable[..., Linear]
+) -> None:
+    """Where one class is nearly all of many answers, a half of what is asked next blends into the others."""
+    spec = linear().spec
+    method = Frugal(student="digits-cnn", students=students)
+    state = method.init(spec)
+    state.memory.add(torch.zeros(common + rare, *spec.shape), torch.eye(4)[[0] * common + [1] * rare])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(priors, "broad", lambda count, shape, device: torch.ones(count, *shape))
+        x = method.chosen(state, spec, 8, 1)
+    assert (x[1::2] == x[1, 0, 0, 0]).all()
+    assert (x[::2].flatten(1).mean(1) < x[1, 0, 0, 0]).all() == acts
 
 
 def test_who_is_alone_disagrees_with_nobody() -> None:

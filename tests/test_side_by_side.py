@@ -1,4 +1,4 @@
-"""Light students learn at once, in a thread each, and learn the same to the bit."""
+"""Students learn at once: light ones in a thread each, the same to the bit; larger ones share the threads."""
 
 import multiprocessing
 import os
@@ -132,7 +132,7 @@ def test_who_learns_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     light = Students("lenet5", (1, 28, 28), 10, 2)
     assert light.apart == list(light.members)
     assert not Students("lenet5", (1, 28, 28), 10, 1).apart, "alone it may have all threads"
-    assert not Students("resnet18", (3, 32, 32), 10, 2).apart
+    assert not Students("resnet18", (3, 32, 32), 10, 2).apart, "it uses all cores as well"
     assert not Students(f"torch:{__name__}:dropping", (1, 8, 8), 4, 2).apart, "though all of it is torch's"
     compiled = Students("lenet5", (1, 28, 28), 10, 2)
     compiled.compile(backend="eager")
@@ -146,3 +146,41 @@ def test_who_learns_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "world", lambda: 2)
     with pytest.raises(threading.BrokenBarrierError):
         taught(ranked)
+
+
+@pytest.mark.parametrize(
+    ("threads_", "jobs", "each"), [(2, 2, 1), (4, 2, 2), (5, 2, 2), (2, 3, 1), (1, 2, 1), (4, 1, 4)]
+)
+def test_larger_ones_share_the_threads_of_an_operation(threads_: int, jobs: int, each: int) -> None:
+    """As many at once as there are threads; with one, in turns, whatever light ones may."""
+    threads.side_by_side(2)
+    torch.set_num_threads(threads_)
+    meet = threading.Barrier(min(threads_, jobs), timeout=30)
+    at_work: list[int] = []
+
+    def job() -> int:
+        if len(at_work) < meet.parties:
+            at_work.append(1)
+            meet.wait()
+        return torch.get_num_threads()
+
+    assert threads.at_once([job] * jobs, light=False) == [each] * jobs
+    assert torch.get_num_threads() == threads_
+
+
+def test_larger_students_learn_at_once() -> None:
+    """A ResNet-8 on colours is not light, and shares the cores with another."""
+    students = Students("resnet8", (3, 32, 32), 4, 2)
+    assert students.apart == list(students.members)
+    assert not students.light
+    seen: list[int] = []
+    for member in students.members:
+        member.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+    torch.set_num_threads(4)
+    learn(
+        Pupils(students, sgd(students, 0.1, 0.0)),
+        logit_distance,
+        torch.rand(4, 3, 32, 32),
+        torch.rand(4, 4).softmax(1),
+    )
+    assert seen == [2, 2]

@@ -109,7 +109,7 @@ def place(row: dict[str, Any]) -> tuple[str, bool, int, float, str]:
 
 
 def tried(rows: list[dict[str, Any]]) -> list[str]:
-    """Return a table of what variants.py or signs.sh measured: mean agreement over seeds, in %."""
+    """Return a table of what variants.py, signs.sh or large.sh measured: mean agreement over seeds, in %."""
     kinds = [kind for kind in WORDS if any(row["labels"] == kind for row in rows)]
     lines = ["| tried | " + " | ".join(WORDS[kind] for kind in kinds) + " |", "|---" * (1 + len(kinds)) + "|"]
     for name in dict.fromkeys(row["variant"] for row in rows):
@@ -148,7 +148,7 @@ def page(text: str, rows: list[dict[str, Any]]) -> str:
         *halves(rows),
     ]
     text = put(text, "the figures", lines)
-    for name in ("variants", "signs"):
+    for name in ("variants", "signs", "large"):
         if (HERE / f"{name}.json").exists():
             text = put(text, name, tried(read(HERE / f"{name}.json")["rows"]))
     return put(text, "rates", paces(read(HERE / "rates.json")["rows"]))

@@ -4,10 +4,11 @@
 
 Each is frugal with an option or one method replaced; what paid has moved into it. LeNet-5 on MNIST, 5,000
 queries, agreement of the final model on the test images; runs that are there already are not made again.
+Of a large `--student`, which is alone, the variants are those of LARGE (large.sh).
 """
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from summary import read, write
 import dualstudent as ds
 from dualstudent.errors import UserError
 from dualstudent.methods import Frugal
+from dualstudent.networks import lighter
+from dualstudent.numerics import Numerics, Precision
 from dualstudent.spec import parse_count
 
 VARIANTS: dict[str, Frugal] = {
@@ -64,11 +67,16 @@ VARIANTS: dict[str, Frugal] = {
     "nothing chosen": Frugal(student="lenet5", candidates=1),
     "4 students": Frugal(student="lenet5", students=4),
 }
+LARGE = {  # of a large student, which is alone
+    "as it is": Frugal(),
+    "it chooses": Frugal(candidates=6, climbs=0),
+    "it chooses, and a half climbs": Frugal(candidates=6),
+}
 ALONE = {  # what makes a difference for one kind of answer only
     **dict.fromkeys(("label smoothing 0.1", "a half climbs", "no noise on what is learnt"), "hard"),
     "noise of 0.06 on what is learnt": "hard",
     **dict.fromkeys((f"distilled at temperature {t}" for t in (1, 4, 12)), "soft"),
-    "nothing climbs": "soft",
+    **dict.fromkeys(("nothing climbs", "it chooses, and a half climbs"), "soft"),
 }
 
 
@@ -80,6 +88,8 @@ def main(
     queries: str = "5k",
     out: Path = Path("runs/frugal-variants"),
     data: str = "mnist",
+    student: str = "lenet5",
+    precision: Precision = "fp32",
     results: Path = Path(__file__).parent / "variants.json",
     command: str = "benchmarks/frugal/variants.py",
     collect: bool = False,
@@ -88,19 +98,23 @@ def main(
     torch.set_num_threads(1)
     images, opened = ds.load_data(data), ds.open_target(str(target))
     rows: list[dict[str, Any]] = []
-    if missing := set(only) - set(VARIANTS):
-        raise SystemExit(f"no variant {', '.join(missing)}: {', '.join(VARIANTS)}")
-    if only and results == Path(__file__).parent / "variants.json":
-        raise SystemExit("--only is not all of variants.json: name another file with --results")
+    variants = VARIANTS if lighter(student, opened.target.spec.shape) == 1 else LARGE
+    if missing := set(only) - set(variants):
+        raise SystemExit(f"no variant {', '.join(missing)}: {', '.join(variants)}")
+    if (only or student != "lenet5") and results == Path(__file__).parent / "variants.json":
+        raise SystemExit("this is not what variants.json has: name another file with --results")
     for label in labels:
-        for name, method in VARIANTS.items():
+        for name, variant in variants.items():
             if (only and name not in only) or ALONE.get(name, label) != label:
                 continue
+            method = replace(variant, student=student)
             for seed in seeds:
                 folder = out / label / re.sub(r"\W+", "-", name) / f"seed{seed}"
                 manifest = folder / "manifest.json"
                 if manifest.exists() and read(manifest)["recipe"] != asdict(method):
                     raise UserError(f"{folder} was run with another recipe: delete it")
+                if manifest.exists() and read(manifest)["numerics"]["precision"] != precision:
+                    raise UserError(f"{folder} was run in another precision: delete it")
                 if collect and not (folder / "result.json").exists():
                     continue
                 if not (folder / "result.json").exists():
@@ -113,6 +127,7 @@ def main(
                         seed=seed,
                         out=folder,
                         data=images,
+                        numerics=Numerics(precision),
                         points=1,
                         overwrite=True,
                     )

@@ -38,17 +38,23 @@ def side_by_side(most: int | None = None) -> None:
     """Let up to so many light students, default: one a core, learn at once on a CPU, in a thread each.
 
     For the whole process, and without it as many as an operation may have threads. What is learnt is the
-    same to the bit.
+    same to the bit. Larger students share the threads of an operation whatever is said here.
     """
     global _most
     _most = cores() if most is None else most
 
 
-def at_once(jobs: Sequence[Callable[[], T]], apart: bool = True) -> list[T]:
-    """Return what jobs return, in their order; those `apart` each in one thread, at once where allowed."""
-    if not apart:
+def at_once(jobs: Sequence[Callable[[], T]], apart: bool = True, light: bool = True) -> list[T]:
+    """Return what jobs return, in their order; those `apart` at once where allowed.
+
+    `light` ones each in one thread; others share those that an operation may have, as cores are shared
+    better among networks than within one.
+    """
+    threads = torch.get_num_threads()
+    most = min(len(jobs), max(_most, threads) if light else threads)
+    if not apart or (most == 1 and not light):
         return [job() for job in jobs]
-    most = min(len(jobs), max(_most, torch.get_num_threads()))
+    each = 1 if light else threads // most
     with one_thread():
         if most <= 1:
             return [job() for job in jobs]
@@ -56,6 +62,7 @@ def at_once(jobs: Sequence[Callable[[], T]], apart: bool = True) -> list[T]:
         kind, cached = torch.get_autocast_dtype("cpu"), torch.is_autocast_cache_enabled()
 
         def as_here(job: Callable[[], T]) -> T:  # a thread does not take these from the one that made it
+            torch.set_num_threads(each)
             cast = torch.autocast("cpu", dtype=kind, enabled=half, cache_enabled=cached)
             with cast, torch.set_grad_enabled(learning):
                 return job()
@@ -65,7 +72,7 @@ def at_once(jobs: Sequence[Callable[[], T]], apart: bool = True) -> list[T]:
 
 @lru_cache(1)
 def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "dualstudent student", lambda: torch.set_num_threads(1))
+    return ThreadPoolExecutor(threads, "dualstudent student")
 
 
 if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads

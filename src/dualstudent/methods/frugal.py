@@ -31,11 +31,11 @@ class Frugal(Method[Learners]):
     student: str = "auto"  # architecture, or torch:package.module:factory; auto: by the images' shape
     students: int = 0  # that disagree; their mean is the clone; 0: two, or one above 6 MFLOP
     batch: int = 0  # images asked in a step; 0: 64, of a large budget a thousandth, 256 at most
-    candidates: int = 6  # procedural images for each that is asked
-    blind: float = 0.1  # share of the budget asked as it comes, before the students can choose
+    candidates: int = 0  # procedural images for each that is asked; 0: 6, or 1 where one student is alone
+    blind: float = 0.1  # share of the budget asked as it comes, before students can choose
     sure: float = 2.0  # weight of looking like a class: power of the spread of the mean logits
     doubtful: float = 1.0  # weight of the students' disagreement: power of its sum over classes
-    climbs: int = 3  # steps uphill of a half of what is asked, where all probabilities are answered
+    climbs: int = 3  # steps uphill of a half of what is chosen, where all probabilities are answered
     stride: float = 0.01  # root mean square of such a step, in the range of pixels
     compute: float = 0.35  # batches each student learns, for each query; a large one fewer, one alone twice
     compute_least: int = 3000  # batches each student learns at least; a large one fewer, one alone twice
@@ -56,7 +56,7 @@ class Frugal(Method[Learners]):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}
 
     def __post_init__(self) -> None:
-        self.at_least(students=0, candidates=1, climbs=0, stride=0, sure=0, doubtful=0, compute=0)
+        self.at_least(students=0, candidates=0, climbs=0, stride=0, sure=0, doubtful=0, compute=0)
         self.at_least(compute_least=0, learnt=2, grain=0, rate=0, weight_decay=0, max_classes=2)
         self.at_least(batch=2 * (self.batch != 0), memory=self.queries_per_step + 2)
         self.plausible()
@@ -105,7 +105,8 @@ class Frugal(Method[Learners]):
         blind: bool = False,
     ) -> Metrics:
         """Choose, ask and remember, then learn from all that is remembered."""
-        images = [self.chosen(state, oracle.spec, size, 1 if blind else self.candidates) for size in sizes]
+        each = 1 if blind else self.candidates or (6 if len(state.students.members) > 1 else 1)
+        images = [self.chosen(state, oracle.spec, size, each) for size in sizes]
         for x, answer in ask(state, oracle, [state.memory.rounded(x) for x in images]):
             state.memory.add(x, answer)
         return lesson(state, oracle)
@@ -115,11 +116,12 @@ class Frugal(Method[Learners]):
         share, device = parallel.shard(images), next(state.students.parameters()).device
         candidates = candidates if len(state.memory) else 1  # nothing is known at first
         x = inside(spec.encode(priors.broad(share * candidates, spec.shape, device)), spec)
+        x = nearer(x, state.memory)
         if candidates == 1:
             return x
         state.students.eval()
         classes, value = state.memory.classes(), partial(worth, sure=self.sure, doubtful=self.doubtful)
-        x = best(state.students, value, nearer(x, state.memory), classes, share)
+        x = best(state.students, value, x, classes, share)
         for _ in range(self.climbs if spec.access == Access.PROBS else 0):
             x[::2] = climbed(state.students, value, x[::2].contiguous(), classes, self.stride, spec)
         return x
@@ -129,8 +131,7 @@ class Frugal(Method[Learners]):
     ) -> Metrics:
         """Learn batches of so many in all, after the last query a CHUNK; a large network learns fewer."""
         share = lighter(state.students.arch, oracle.spec.shape)
-        if len(state.students.members) == 1:
-            share *= 2  # who is alone learns for two
+        share *= 2 if len(state.students.members) == 1 else 1  # who is alone learns for two
         slow(state.student_descent, lower(share * total) / lower(total))
         hard = oracle.spec.access == Access.LABEL
         if hard and not batches:

@@ -109,7 +109,8 @@ def learn(
             return each.sum()
 
         jobs = [partial(of, turn) for turn in range(len(turns))]
-        descend(players.student_descent, jobs, players.students.apart if parallel.world() == 1 else ())
+        apart = players.students.apart if parallel.world() == 1 else ()
+        descend(players.student_descent, jobs, apart, players.students.light)
         logits, each = (torch.cat(parts) for parts in zip(*seen, strict=True))
         return each.mean(), logits
 

@@ -9,7 +9,7 @@ from dualstudent.methods.game import Pupils
 from dualstudent.networks.ensemble import MASKED
 
 COLLAPSE = 0.9  # share of one class among all answers that is a collapse
-FEW = 16  # images that may all seem of one class by chance
+FEW = 16  # images that may all be of one class, or seem to be, by chance
 PATIENCE = 200  # batches after which a student that still sees one class everywhere has come to a standstill
 RENEWED = "saw nothing, what another saw or one class in all"  # a student that is renewed
 STILL = 1e-4  # of logits: deviation over a batch of who sees nothing, distance of who sees all the same
@@ -35,10 +35,11 @@ def signs(classes: Tensor, known: bool) -> dict[str, Tensor]:
 
 
 def nearer(x: Tensor, memory: Memory) -> Tensor:
-    """Return images; where one class is nearly all answers, every other one blended with one that was
-    answered, all classes alike.
+    """Return images; where one class is nearly all of many answers, every other one blended with one that
+    was answered, all classes alike.
     """
-    if commonest(memory.classes()) >= COLLAPSE:
+    classes = memory.classes()
+    if len(memory) >= FEW and ((classes > 0).sum() > 1) & (commonest(classes) >= COLLAPSE):
         other, _ = memory.draw_even(len(x[::2]))
         x[::2] = x[::2].lerp(other.to(x.dtype), torch.rand_like(other[:, :1, :1, :1]))
     return x

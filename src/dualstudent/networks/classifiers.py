@@ -149,6 +149,7 @@ def _at_least(shape: Shape, side: int, name: str) -> None:
 
 
 LIGHT = 6_000_000  # FLOPs of a student's pass: with more, fewer batches are learnt
+SHARED = 96_000_000  # FLOPs of a student's pass from which cores are as well used within it as beside another
 LEAST = 1 / 16  # of their batches that a large student learns all the same
 _WIDE = (64, 128, 256, 512)
 ARCHITECTURES: dict[str, Callable[[Shape, int], nn.Module]] = {
@@ -226,6 +227,12 @@ def work(name: str, shape: Shape, classes: int = 10) -> int:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(torch.empty(1, *shape))
     return int(counter.get_total_flops())
+
+
+@lru_cache
+def shares(arch: str, shape: Shape) -> bool:
+    """Return whether students of an architecture of ours gain by learning side by side: none that is wide."""
+    return ":" not in arch and work(arch, shape) < SHARED
 
 
 @lru_cache

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dualstudent import parallel
 from dualstudent.errors import UserError
-from dualstudent.networks.classifiers import classifier, lighter
+from dualstudent.networks.classifiers import classifier, lighter, shares
 from dualstudent.numerics import full
 from dualstudent.programs import known
 
@@ -101,17 +101,22 @@ class Students(nn.Module):
 
     @property
     def apart(self) -> list[nn.Module]:
-        """Return the members where they may learn at once: several light ones of ours, not compiled.
+        """Return the members where they may learn at once: several of ours, not compiled, on a CPU.
 
-        Those of others may draw random numbers, and then in which order?
+        Those of others may draw random numbers, and then in which order? Wide ones gain nothing by it.
         """
-        ours = ":" not in self.arch and known(self.members) and lighter(self.arch, self.shape) == 1
+        ours = known(self.members) and shares(self.arch, self.shape)
         plain = all(member._compiled_call_impl is None for member in self.members)
         on_cpu = next(self.parameters()).device.type == "cpu"
         return list(self.members) if ours and plain and on_cpu and len(self.members) > 1 else []
 
+    @property
+    def light(self) -> bool:
+        """Return whether a member is small enough to compute in one thread."""
+        return ":" not in self.arch and lighter(self.arch, self.shape) == 1
+
     def in_turns(self, x: Float[Tensor, "b c h w"]) -> list[Callable[[], Float[Tensor, "s b k"]]]:
-        """Return what gives the logits of a few students: on a CPU of one, whose graph is alive alone."""
+        """Return what gives the logits of a few students: on a CPU of one, whose graph may be alive alone."""
         if x.device.type != "cpu":
             return [partial(self, x)]
 
