@@ -245,9 +245,11 @@ def test_every_variant_of_frugal_runs_and_is_another(monkeypatch: pytest.MonkeyP
     import variants  # type: ignore[import-not-found]
 
     ends: dict[tuple[str, str], float] = {}
-    for name, method in variants.VARIANTS.items():
+    alone = {"student": "digits-cnn", "students": 1}
+    large = {name: dataclasses.replace(method, **alone) for name, method in variants.LARGE.items()}
+    for name, method in [*variants.VARIANTS.items(), *((f"alone, {name}", m) for name, m in large.items())]:
         for label, access in (("soft", ds.Access.PROBS), ("hard", ds.Access.LABEL)):
-            if variants.ALONE.get(name, label) != label:
+            if variants.ALONE.get(name.removeprefix("alone, "), label) != label:
                 continue
             target = Linear(ds.Spec((1, 12, 12), 4, access=access), 4)
             account = Account("attack", 160)

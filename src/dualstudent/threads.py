@@ -44,15 +44,15 @@ def side_by_side(most: int | None = None) -> None:
     _most = cores() if most is None else most
 
 
-def at_once(jobs: Sequence[Callable[[], T]], apart: bool = True, light: bool = True) -> list[T]:
-    """Return what jobs return, in their order; those `apart` at once where allowed.
+def at_once(jobs: Sequence[Callable[[], T]], light: bool = True) -> list[T]:
+    """Return what jobs, which share nothing, return, in their order; at once where allowed.
 
     `light` ones each in one thread; others share those that an operation may have, as cores are shared
     better among networks than within one.
     """
     threads = torch.get_num_threads()
     most = min(len(jobs), max(_most, threads) if light else threads)
-    if not apart or (most == 1 and not light):
+    if most == 1 and not light:
         return [job() for job in jobs]
     each = 1 if light else threads // most
     with one_thread():

@@ -224,7 +224,7 @@ def descend(
     """Step down a loss, with gradients into the optimiser's own parameters only, mean over ranks.
 
     Of several the sum counts: each is computed, and its graph freed, in its turn; those of modules
-    `apart`, which share nothing, at once where that is allowed (`threads.at_once`).
+    `apart`, which share nothing, at once where that is allowed, `light` or not (`threads.at_once`).
     """
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     optimiser.zero_grad(set_to_none=True)
@@ -234,7 +234,12 @@ def descend(
 
     losses = [lambda: loss] if isinstance(loss, Tensor) else loss
     each = [list(module.parameters()) for module in apart] or [parameters] * len(losses)
-    at_once([partial(back, *pair) for pair in zip(losses, each, strict=True)], bool(apart), light)
+    jobs = [partial(back, *pair) for pair in zip(losses, each, strict=True)]
+    if apart:
+        at_once(jobs, light)
+    else:
+        for job in jobs:
+            job()
     parallel.average_gradients(parameters)
     with one_thread():
         optimiser.step()

@@ -26,7 +26,7 @@ PASSES = 64  # over all answers after the last query, at most, where they are la
 
 @dataclass(frozen=True)
 class Frugal(Method[Learners]):
-    """Ask the procedural images that promise most, a half of them a little uphill; learn them thoroughly."""
+    """Ask the procedural images that promise most to students that disagree; learn them thoroughly."""
 
     student: str = "auto"  # architecture, or torch:package.module:factory; auto: by the images' shape
     students: int = 0  # that disagree; their mean is the clone; 0: two, or one above 6 MFLOP

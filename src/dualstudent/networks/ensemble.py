@@ -116,7 +116,7 @@ class Students(nn.Module):
         return ":" not in self.arch and lighter(self.arch, self.shape) == 1
 
     def in_turns(self, x: Float[Tensor, "b c h w"]) -> list[Callable[[], Float[Tensor, "s b k"]]]:
-        """Return what gives the logits of a few students: on a CPU of one, whose graph may be alive alone."""
+        """Return what gives the logits of a few students: on a CPU of one, which needs no other's graph."""
         if x.device.type != "cpu":
             return [partial(self, x)]
 
