@@ -3,5 +3,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${DUALSTUDENT_DATA:?set it to the folder of data sets}"
+benchmarks/frugal/gtsrb.sh
 .venv/bin/dualstudent sweep benchmarks/frugal/frugal.toml
 PYTHONPATH=benchmarks:benchmarks/claims .venv/bin/python benchmarks/frugal/table.py

@@ -33,8 +33,8 @@ class Frugal(Method[Learners]):
     batch: int = 0  # images asked in a step; 0: 64, of a large budget a thousandth, 256 at most
     candidates: int = 0  # procedural images for each that is asked; 0: 6, or 1 where one student is alone
     blind: float = 0.1  # share of the budget asked as it comes, before students can choose
-    sure: float = 2.0  # weight of looking like a class: power of the spread of the mean logits
-    doubtful: float = 1.0  # weight of the students' disagreement: power of its sum over classes
+    sure: float = 2.0  # in a choice, weight of looking like a class: power of the mean logits' spread
+    doubtful: float = 1.0  # in a choice, weight of disagreement: power of its sum over classes
     climbs: int = 3  # steps uphill of a half of what is chosen, where all probabilities are answered
     stride: float = 0.01  # root mean square of such a step, in the range of pixels
     compute: float = 0.35  # batches each student learns, for each query; a large one fewer, one alone twice

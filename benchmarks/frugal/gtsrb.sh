@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Frugal on GTSRB, alone on two cores: two processes share a batch of a ResNet-8 better than two threads do.
+# command.sh begins with it; the sweep then finds these cells done. A run that was stopped begins anew.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+: "${DUALSTUDENT_DATA:?set it to the folder of data sets}"
+export OMP_NUM_THREADS=1
+target=runs/frugal/targets/gtsrb
+[ -f "$target/target.json" ] || .venv/bin/dualstudent target train gtsrb --arch resnet8 --out "$target"
+one() { # ROW SEED OPTIONS...
+  local run="runs/frugal/runs/gtsrb/$1/soft/200000/seed$2" seed=$2
+  shift 2
+  grep -qs '"complete": true' "$run/result.json" ||
+    .venv/bin/torchrun --nproc-per-node 2 -m dualstudent extract frugal --target "$target" --queries 200k \
+      --precision bf16 --threads 1 --points 12 --seed "$seed" --out "$run" --overwrite "$@"
+}
+one frugal 0
+for seed in 0 1 2; do
+  one "frugal, compute 0.27" "$seed" --compute 0.27
+done
