@@ -12,7 +12,7 @@ one() { # ROW SEED OPTIONS...
   shift 2
   grep -qs '"complete": true' "$run/result.json" ||
     .venv/bin/torchrun --nproc-per-node 2 -m dualstudent extract frugal --target "$target" --queries 200k \
-      --precision bf16 --threads 1 --points 12 --seed "$seed" --out "$run" --overwrite "$@"
+      --precision bf16 --threads 1 --points 8 --snapshot-every 300 --seed "$seed" --out "$run" --overwrite "$@"
 }
 one frugal 0
 for seed in 0 1 2; do
