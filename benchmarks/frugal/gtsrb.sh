@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Frugal on GTSRB, alone on two cores: two processes share a batch of a ResNet-8 better than two threads do.
+# Frugal on GTSRB, whose ResNet-8 learns by two processes on two cores; nothing else should run.
 # command.sh begins with it; the sweep then finds these cells done. A run that was stopped begins anew.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
