@@ -52,14 +52,18 @@ def test_paper_run_stops_goes_on_and_reports(tmp_path: Path) -> None:
     [attacks] = found["attacks"].values()
     assert {row["proxy"] for row in attacks["rows"]} == {"clone", "same data", "the target itself"}
     assert attacks["paper"]["fgsm"] == [62.35, 21.58]
+    found["cells"][name] |= {"device": "another GPU", "commit": "abc"}
+    (tmp_path / "results.json").write_text(json.dumps(found))
     assert call("paper/run.py", *words).stdout.splitlines()[-1] == "done", "a third call has nothing to do"
+    kept = json.loads((tmp_path / "results.json").read_text())["cells"][name]
+    assert (kept["device"], kept["commit"]) == ("another GPU", "abc"), "nor was it measured here and now"
 
 
 def test_cells_are_named_by_their_parts(tmp_path: Path) -> None:
     words = ["--dry", "--out", str(tmp_path)]
     none = call("paper/run.py", *words, "--only", "cifar1")
     assert none.returncode == 2
-    assert "none of the cells" in none.stderr
+    assert "--only cifar1 --seeds 0: none of the cells" in none.stderr
     done = call("paper/run.py", *words, "--only", "cifar10, classes unknown", "cifar10/DS 2 M*")
     assert done.returncode == 0, done.stderr
     cells = json.loads((tmp_path / "results.json").read_text())["cells"]
@@ -226,6 +230,17 @@ def test_yardstick_measures_both_sides(tmp_path: Path) -> None:
     assert "queries/CPU-s" in done.stdout
 
 
+def test_mistakes_of_what_to_measure_are_one_line() -> None:
+    for script, words, said in (
+        ("engine/compare.py", ["--cases", "cd"], "--cases cd: letters of abc"),
+        ("paper/speed.py", ["--variants", "bf16-capturd"], "invalid choice: 'bf16-capturd'"),
+    ):
+        done = call(script, *words)
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 @pytest.mark.slow
 def test_http_is_measured_with_and_without_a_journal(tmp_path: Path) -> None:
     out = tmp_path / "results.json"
@@ -282,11 +297,15 @@ def test_frugals_page_shows_the_figures_that_were_measured(table: ModuleType) ->
 def test_rows_whose_runs_are_gone_are_kept(
     table: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each with where it came from; those whose runs are there, as many as there were, are made anew."""
+    """Each with where it came from, if the sweep has it yet; those whose runs are there, as many as there
+    were, are made anew.
+    """
     names = {"target": "digits", "labels": "soft", "budget": 1000}
-    gone, there, more = ({**names, "method": method, "n": 2} for method in ("gone", "there", "more"))
-    known = {"command": "old", "commit": "abc", "rows": [gone, there, more]}
+    kinds = ("gone", "there", "more", "no longer")
+    gone, there, more, past = ({**names, "method": method, "n": 2} for method in kinds)
+    known = {"command": "old", "commit": "abc", "rows": [gone, there, more, past]}
     (tmp_path / "results.json").write_text(json.dumps(known))
+    monkeypatch.setattr(table, "listed", lambda: {table.key(row) for row in (gone, there, more)})
     monkeypatch.setattr(table, "gather", lambda spec: [there | {"n": 3}, more | {"n": 1}])
     rows = table.measured(tmp_path / "results.json", "new")
     found = [(row["method"], row["n"], row["command"]) for row in rows]

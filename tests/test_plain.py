@@ -13,8 +13,9 @@ from torch import Tensor, nn
 import dualstudent as ds
 from dualstudent.ledger import Account
 from dualstudent.methods.base import modules
-from dualstudent.networks import classifier, folded, winograd
+from dualstudent.networks import classifier, folded, pooled, winograd
 from dualstudent.networks.doubled import Doubled, doubled, narrow
+from dualstudent.networks.pooled import PooledConv
 from dualstudent.networks.winograd import WIDE, WideConv, Winograd
 from dualstudent.oracle import Oracle
 from dualstudent.targets import ModuleTarget
@@ -146,6 +147,50 @@ def test_gradients_in_float32(way: str, size: tuple[int, int]) -> None:
     for mine, exact in zip(*found, strict=True):
         assert mine.dtype == torch.float32
         assert (mine.double() - exact).abs().max() < 5e-5 * exact.abs().max()
+
+
+def pooled_plainly(layer: PooledConv, x: Tensor) -> Tensor:
+    return F.relu(F.max_pool2d(F.conv2d(x, layer.weight, layer.bias, padding=layer.padding), 2))
+
+
+@pytest.mark.parametrize("channels", [(1, 6), (3, 3), (2, pooled.FEW), (2, pooled.FEW + 1)])
+@pytest.mark.parametrize("size", [(12, 12), (7, 10), (9, 5)])
+def test_pooling_with_a_convolution(
+    channels: tuple[int, int], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one after the other, gradients too."""
+    torch.manual_seed(0)
+    layer = PooledConv(*channels, 5, padding=2).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.rand(4, channels[0], *size).to(memory_format=torch.channels_last)
+    back = torch.randn(4, channels[1], size[0] // 2, size[1] // 2).to(memory_format=torch.channels_last)
+    largest, calls = pooled.Largest.apply, [0]
+
+    def counted(four: Tensor) -> Tensor:
+        calls[0] += 1
+        return largest(four)  # type: ignore[no-untyped-call,no-any-return]
+
+    monkeypatch.setattr(pooled.Largest, "apply", counted)
+    weights, both = list(layer.parameters()), (layer(x), pooled_plainly(layer, x))
+    mine, theirs = ([y.detach(), *torch.autograd.grad(y, weights, back)] for y in both)
+    assert calls == [int(channels[1] <= pooled.FEW)]
+    close(mine, theirs)
+    image = x.requires_grad_()
+    mine, theirs = (
+        list(torch.autograd.grad(y, image, back)) for y in (layer(image), pooled_plainly(layer, image))
+    )
+    close(mine, theirs)
+    with torch.no_grad():
+        close([layer(x)], [pooled_plainly(layer, x)])
+
+
+def test_the_first_of_equals_gets_the_gradient() -> None:
+    """As in torch's pooling, though the pixels of a window lie in another order."""
+    image = torch.randint(0, 2, (9, 3, 6, 10)).to(torch.get_default_dtype()).requires_grad_()
+    four = torch.cat([image[:, :, i::2, j::2] for j in (0, 1) for i in (0, 1)], 1)
+    mine, theirs = pooled.Largest.apply(four), F.max_pool2d(image, 2)  # type: ignore[no-untyped-call]
+    back = torch.randn_like(theirs)
+    assert torch.equal(mine, theirs)
+    assert torch.equal(*(torch.autograd.grad(y, image, back)[0] for y in (mine, theirs)))
 
 
 @pytest.mark.parametrize("tiles", [winograd.TILES, 4])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -232,6 +233,31 @@ def test_a_rank_says_in_one_line_that_the_others_are_gone(digits_target: Path, t
     lines = [line for line in said.splitlines() if line.startswith("dualstudent: ")]
     assert lines[-1].startswith("dualstudent: rank 0 lost the other processes of this run")
     assert "Traceback" not in said
+
+
+def test_who_cannot_join_the_others_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong host or a closed port; nothing was begun that could be resumed."""
+    for name, value in {
+        "MASTER_ADDR": "host",
+        "MASTER_PORT": "29500",
+        "WORLD_SIZE": "2",
+        "RANK": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+    def refuse(backend: str) -> None:
+        raise RuntimeError("timed out\nstack of C++")
+
+    monkeypatch.setattr("torch.distributed.init_process_group", refuse)
+    said = re.escape("rank 1 cannot join the others by host:29500: timed out")
+    with pytest.raises(UserError, match=f"^{said}$"), parallel.ranks("cpu"):
+        raise AssertionError
+
+
+def test_a_rank_out_of_memory_says_so() -> None:
+    """Others may be well."""
+    with pytest.raises(torch.OutOfMemoryError), parallel._together():
+        raise torch.OutOfMemoryError
 
 
 @pytest.mark.slow

@@ -124,6 +124,27 @@ def test_jobs_share_the_cores(
     assert at_once.sides == each
 
 
+def test_cells_with_several_threads_need_as_many_cores(
+    write: Write, at_once: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(working, "cores", lambda: 8)
+    at_once.fail = "digits"
+    sweeps.start(sweeps.read_sweep(write(**{"points = 2": "points = 2\nthreads = 3"})))
+    assert at_once.most == 2
+
+
+def test_what_a_machine_cannot_do_is_told_first(
+    write: Write, at_once: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under Slurm it is another one that does it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    sweep = sweeps.read_sweep(write(**{"points = 2": 'points = 2\nprecision = "tf32"'}))
+    with pytest.raises(UserError, match="--precision tf32 needs a GPU"):
+        sweeps.start(sweep)
+    at_once.fail = "digits"
+    assert len(sweeps.start(sweep, slurm={}).failed) == 9
+
+
 def test_under_slurm_all_cells_are_submitted_at_once(
     write: Write, at_once: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +167,16 @@ path = "{target}"
 method = "dual-student"
 preset = "small"
 """
+
+
+def test_several_processes_are_for_one_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each process of torchrun would do the whole sweep, in the same folder."""
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["sweep", "spec.toml"]) == 2
+    assert "'sweep' is work for one process: start it without torchrun" in capsys.readouterr().err
 
 
 def test_ctrl_c_leaves_a_line_and_no_trace(tmp_path: Path, digits_target: Path) -> None:

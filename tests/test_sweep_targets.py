@@ -61,6 +61,58 @@ def test_targets_with_options_training_and_precision(write: Write, at_once: Exec
         sweeps.start(sweeps.read_sweep(path))
 
 
+OWN = {
+    'path = "': 'training = { epochs = 2, batch = 100 }\ndata = "digits"\narch = "digits-cnn"\n#',
+    **ONE,
+}
+
+
+def test_data_are_looked_for_before_a_target_is_trained(
+    write: Write, at_once: Executor, tmp_path: Path
+) -> None:
+    """An hour of training would be for nothing where the next target has none."""
+    path = write(**OWN)
+    second = '[[targets]]\nname = "more"\ndata = "no/such/folder"\narch = "digits-cnn"\n'
+    path.write_text(path.read_text() + second)
+    with pytest.raises(UserError, match="no/such/folder"):
+        sweeps.start(sweeps.read_sweep(path))
+    assert not (tmp_path / "out" / "targets" / "digits").exists()
+    assert not at_once.jobs
+
+
+def test_a_target_stops_after_an_epoch(write: Write, at_once: Executor, tmp_path: Path) -> None:
+    sweep = sweeps.read_sweep(write(**OWN))
+    asked = [0]
+
+    def stop() -> bool:
+        asked[0] += 1
+        return True
+
+    assert sweeps.start(sweep, stop=stop).stopped
+    assert asked == [1]
+    assert not (tmp_path / "out" / "targets" / "digits" / "target.json").exists()
+    assert not at_once.jobs
+    assert sweeps.start(sweep).failed == {}, "and begins anew"
+
+
+def test_a_stopped_run_on_a_target_of_its_own_goes_on_elsewhere(
+    write: Write, at_once: Executor, tmp_path: Path
+) -> None:
+    path = write(**{**OWN, "[40]": "[400]"})
+    cell = sweeps.read_sweep(path).cells[0]
+    at_once.fail = "digits"
+    assert len(sweeps.start(sweeps.read_sweep(path)).failed) == 2  # its target is there now
+    with pytest.raises(Stopped):
+        work(asdict(cell), stop=lambda: True)
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("out", "spec.toml"):
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
+    moved = sweeps.read_sweep(tmp_path / "elsewhere" / "spec.toml").cells[0]
+    assert sweeps.state(moved) == "stopped"
+    work(asdict(moved))
+    assert sweeps.state(moved) == "done"
+
+
 def test_a_target_elsewhere(write: Write, at_once: Executor, tmp_path: Path) -> None:
     """An ONNX model beside the file, judged on the data that are named; another model is refused."""
     shape = (1, 8, 8)

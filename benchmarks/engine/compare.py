@@ -5,6 +5,7 @@ import json
 import statistics
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -80,20 +81,22 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="(b), (c) whole, (a) per operation at batch 16")
     parser.add_argument("--pairs", type=int, default=PAIRS)
-    parser.add_argument("--cases", default="abc")
+    parser.add_argument("--cases", default="abc", help="letters")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if not args.cases or set(args.cases) - set(FULL):
+        parser.error(f"--cases {args.cases}: letters of {''.join(FULL)}")
     sizes = QUICK if args.quick else FULL
     out = args.out or (Path("runs/engine-quick.json") if args.quick else HERE / "results.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     command = " ".join(["benchmarks/engine/command.sh", *sys.argv[1:]])
-    measured = {
-        case: origin(command)
-        | compare(case, *sizes[case], 1 if args.quick else args.pairs, operations=args.quick and case == "a")
-        for case in args.cases
-    }
-    cases = dict(sorted((kept(out, "cases") | measured).items()))
-    write(out, command, {"cases": cases})
+    cases = kept(out, "cases")
+    for case in args.cases:
+        pairs, each = 1 if args.quick else args.pairs, args.quick and case == "a"
+        cases[case] = origin(command) | compare(case, *sizes[case], pairs, operations=each)
+        cases = dict(sorted(cases.items()))
+        with redirect_stdout(None):
+            write(out, command, {"cases": cases})  # a case that fails does not lose those before it
     Console(width=110).print(table(cases))
 
 

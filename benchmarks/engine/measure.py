@@ -23,7 +23,7 @@ from dualstudent.ledger import Account, Shown
 from dualstudent.machine import keep_memory
 from dualstudent.methods import game
 from dualstudent.methods.base import modules
-from dualstudent.networks import classifier, doubled, folded, winograd
+from dualstudent.networks import classifier, doubled, folded, pooled, winograd
 from dualstudent.oracle import Oracle
 from dualstudent.targets import ModuleTarget
 
@@ -115,7 +115,7 @@ def operations(kind: str, case: str, batch: int) -> dict[str, float]:
 
 def flops(case: str) -> float:
     """Return the FLOPs of the engine's iteration for each query, all convolutions taken directly."""
-    winograd.WIDE = doubled.WIDE = 1 << 30
+    winograd.WIDE, doubled.WIDE, pooled.FEW = 1 << 30, 1 << 30, 0
     method, target = side("engine", case, 8)
     state = method.init(target.spec)
     with FlopCounterMode(display=False) as count:

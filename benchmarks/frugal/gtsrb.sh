@@ -7,14 +7,9 @@ cd "$(dirname "$0")/../.."
 export OMP_NUM_THREADS=1
 target=runs/frugal/targets/gtsrb
 [ -f "$target/target.json" ] || .venv/bin/dualstudent target train gtsrb --arch resnet8 --out "$target"
-one() { # ROW SEED OPTIONS...
-  local run="runs/frugal/runs/gtsrb/$1/soft/200000/seed$2" seed=$2
-  shift 2
+for seed in 0 1 2; do
+  run="runs/frugal/runs/gtsrb/frugal/soft/200000/seed$seed"
   grep -qs '"complete": true' "$run/result.json" ||
     .venv/bin/torchrun --nproc-per-node 2 -m dualstudent extract frugal --target "$target" --queries 200k \
-      --precision bf16 --threads 1 --points 8 --snapshot-every 300 --seed "$seed" --out "$run" --overwrite "$@"
-}
-one frugal 0
-for seed in 0 1 2; do
-  one "frugal, compute 0.27" "$seed" --compute 0.27
+      --precision bf16 --threads 1 --points 8 --snapshot-every 300 --seed "$seed" --out "$run" --overwrite
 done

@@ -24,8 +24,9 @@ from dualstudent import sweep as sweeps
 from dualstudent.errors import Missing, Stopped
 from dualstudent.experiment import attack_run, choose_device, sweep_over
 from dualstudent.sweep import Cell
+from dualstudent.sweep.goals import prepare
 from dualstudent.sweep.matrix import Goal
-from dualstudent.sweep.work import prepare, work
+from dualstudent.sweep.work import work
 
 HERE = Path(__file__).parent
 SPEC = HERE.parent / "claims" / "paper.toml"
@@ -57,7 +58,8 @@ def main() -> int:
         if cell.seed in args.seeds and any(o == "all" or named(cell, o) for o in args.only)
     ]
     if not wanted:
-        parser.error(f"--only {' '.join(args.only)} is none of the cells: see --list")
+        seeds = " ".join(map(str, args.seeds))
+        parser.error(f"--only {' '.join(args.only)} --seeds {seeds}: none of the cells; see --list")
     if args.list:
         for cell in sweep.cells:
             print(described(cell))
@@ -173,6 +175,9 @@ def attacks(cells: list[Cell], proxy: Goal, results: Path, left: Callable[[], fl
 def keep(results: Path, part: str, name: str, found: dict[str, Any]) -> None:
     parts: dict[str, Any] = {key: kept(results, key) for key in ("cells", "attacks", "unfinished")}
     parts["unfinished"].pop(name, None)
+    known = parts[part].get(name, {})
+    if known | found | {name: known[name] for name in ("device",) if name in known} == known:
+        return  # measured earlier, maybe on another machine
     parts[part][name] = {**origin(COMMAND), **found}
     with redirect_stdout(None):
         write(results, COMMAND, parts)

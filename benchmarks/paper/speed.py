@@ -33,6 +33,7 @@ from plain import Plain, PlainGenerator, plain_classifier
 PARTS = ("climb", "ask", "imitate")
 # precision, and how networks are called: captured as CUDA graphs (as a run does), compiled, as they are
 VARIANTS = ["bf16-captured", "bf16-compiled", "bf16-eager", "tf32-captured", "tf32-eager", "plain"]
+WAYS = [f"{exact}-{how}" for exact in ("bf16", "tf32", "fp32") for how in ("captured", "compiled", "eager")]
 KINDS = {
     "convolution, matrix product": ("conv", "cudnn", "xmma", "cutlass", "gemm", "nvjet", "wgrad", "dgrad"),
     "fused by the compiler": ("triton",),
@@ -45,7 +46,7 @@ KINDS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dry", action="store_true")
-    parser.add_argument("--variants", nargs="+", default=VARIANTS)
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=[*WAYS, "plain"])
     parser.add_argument("--steps", type=int, default=20, help="iterations timed, after as many to warm up")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

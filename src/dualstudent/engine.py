@@ -146,7 +146,8 @@ def run(
                 raise RuntimeError(f"step {step} asked {account.spent - before} images, plan: {phase.cost}")
             parallel.average([b for m in modules(state) for b in m.buffers() if b.is_floating_point()])
             with programs.running(False):  # who watches has batches of other sizes
-                stop = parallel.total(watch(Moment(step, total, account.spent, state, metrics, asked))) > 0
+                wish = watch(Moment(step, total, account.spent, state, metrics, asked))
+                stop = parallel.total(int(wish)) > 0
             mine = snapshots if parallel.rank() == 0 else None  # the state is the same on all ranks
             if mine is not None and (stop or mine.due or step == total):
                 mine.save(step, state, account)

@@ -11,7 +11,7 @@ def keep_memory() -> bool:
 
     For the whole process; returns whether it could (glibc only). On a CPU, activations of more than
     32 MB are otherwise mapped anew at every operation: with LeNet-5 and a 32×32 generator at batch
-    256 that is a third of the time (benchmarks/engine).
+    256 that is a fifth of the time (docs/performance.md).
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,12 +1,15 @@
 """Muon: hidden weights step as far in every direction of their matrix, all else by AdamW."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from dualstudent.threads import at_once
 
 QUINTIC, TURNS = (3.4445, -4.7750, 2.0315), 3  # of the iteration after Newton and Schulz; published: 5
 MOMENTUM = 0.95  # Nesterov's
@@ -42,6 +45,14 @@ def lower(batches: float) -> float:
     return math.sqrt(min(1.0, LONG / max(1.0, batches)))
 
 
+def for_two(batches: float) -> float:
+    """Return how many times that many batches one network learns in the place of two that learn so many each.
+
+    Twice; of more than LONG less often, 2√(LONG · n) batches, but never fewer than each of the two.
+    """
+    return max(1.0, 2 * lower(batches))
+
+
 class Muon(torch.optim.AdamW):
     """Muon (Jordan et al. 2024) for the hidden weights of networks, AdamW for all else, at one rate.
 
@@ -50,7 +61,8 @@ class Muon(torch.optim.AdamW):
 
     def __init__(self, networks: Iterable[nn.Module], rate: float, weight_decay: float) -> None:
         networks = list(networks)
-        matrices = [p for network in networks for p in hidden(network)]
+        self._each = [hidden(network) for network in networks]
+        matrices = [p for weights in self._each for p in weights]
         known = {id(p) for p in matrices}
         others = [p for network in networks for p in network.parameters() if id(p) not in known]
         groups = [{"params": matrices, "muon": True}, {"params": others, "muon": False}]
@@ -58,24 +70,33 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Step down the gradients, those of hidden weights used up by it."""
+        """Step down the gradients, those of hidden weights used up by it; networks at once where allowed."""
         loss = None if closure is None else torch.enable_grad()(closure)()
+        groups = [group for group in self.param_groups if group["muon"]]
+        for p in (p for group in groups for p in group["params"]):
+            if p.grad is not None and not self.state[p]:  # here, so that their order is no matter of luck
+                self.state[p]["momentum"] = torch.zeros_like(p)
+                self.state[p]["step"] = torch.zeros((), device=p.device)  # AdamW's loading wants one
+        jobs = [partial(self._turns, weights, group) for group in groups for weights in self._each]
         # products in float32: on a CPU, small ones take longer to cast than to do
         with torch.autocast("cpu", enabled=False):
-            for group in self.param_groups:
-                for p in group["params"] if group["muon"] else []:
-                    if p.grad is not None:
-                        self._turn(p, p.grad, group["lr"], group["weight_decay"])
-                        p.grad = None  # AdamW's own step leaves it alone
+            if jobs and groups[0]["params"][0].device.type == "cpu":
+                at_once(jobs)
+            else:
+                for job in jobs:
+                    job()
         super().step()
         return loss
 
+    def _turns(self, weights: Sequence[Tensor], group: Mapping[str, Any]) -> None:
+        """Step down the gradients of a network's hidden weights."""
+        for p in weights:
+            if p.grad is not None:
+                self._turn(p, p.grad, group["lr"], group["weight_decay"])
+                p.grad = None  # AdamW's own step leaves it alone
+
     def _turn(self, p: Tensor, grad: Tensor, rate: float | Tensor, weight_decay: float) -> None:
-        state = self.state[p]
-        if not state:
-            state["momentum"] = torch.zeros_like(p)
-            state["step"] = torch.zeros((), device=p.device)  # AdamW's loading of a state wants one
-        momentum = state["momentum"].lerp_(grad, 1 - MOMENTUM)
+        momentum = self.state[p]["momentum"].lerp_(grad, 1 - MOMENTUM)
         turn = orthogonal(grad.lerp(momentum, MOMENTUM).flatten(1))
         length = LENGTH * max(turn.shape) ** 0.5
         p.mul_(1 - rate * weight_decay).sub_(rate * length * turn.reshape(p.shape))

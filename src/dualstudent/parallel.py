@@ -60,8 +60,12 @@ def ranks(device: str = "cpu") -> Iterator[None]:
         yield
         return
     settle(device)
-    with _together():
+    try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.device(device).type == "cuda" else "gloo")
+    except RuntimeError as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT', '')}"
+        reason = str(error).splitlines()[0]
+        raise UserError(f"rank {launched()[0]} cannot join the others by {where}: {reason}") from error
     try:
         yield
     finally:
@@ -142,6 +146,8 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 def _together() -> Iterator[None]:
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:  # gloo and nccl raise nothing more precise
         raise UserError(
             f"rank {launched()[0]} lost the other processes of this run: see what they said;"

@@ -14,10 +14,10 @@ _most = 1  # of light students that learn at once
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many cores this process may use: of those it is bound to, what a container is granted."""
+    from joblib import cpu_count  # slow to import
+
+    return int(cpu_count())
 
 
 @contextmanager

@@ -28,6 +28,7 @@ COMMANDS = {
     "data": "download a data set's original files",
     "list": "show methods, architectures and data sets",
 }
+TOGETHER = ("extract", "resume")  # what several processes of torchrun can do as one
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,6 +98,8 @@ def _dispatch(args: list[str]) -> int:
         return 0
     if args[0] not in COMMANDS:
         raise unknown("command", args[0], COMMANDS)
+    if "MASTER_ADDR" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1" and args[0] not in TOGETHER:
+        raise UserError(f"'{args[0]}' is work for one process: start it without torchrun")
     from dualstudent.cli import commands
 
     run = getattr(commands, f"{args[0]}_command")

@@ -226,6 +226,7 @@ def evaluate(
         same_target(opened, manifest)
     target = opened.target
     fitting(data, target.spec)
+    Numerics(**manifest.get("numerics", {})).on(manifest["device"]).apply(manifest["device"])
     with purse(run, manifest, target) as paid:
         account = Account("audit", path=run.audit)
         answers = answers_on(run, target, data, account, paid)

@@ -47,6 +47,8 @@ def go(
     Raises UserError, TargetError; Stopped, with the state saved, if `stop` says so.
     """
     device, asked = manifest["device"], facing(target, manifest["labels"])
+    numerics = Numerics(**manifest.get("numerics", {})).on(device)
+    numerics.apply(device)  # who judges asks the target as exactly as who attacks
     first = parallel.rank() == 0  # it alone writes, and judges
     if (heed := getattr(bare(target), "heed", None)) is not None:
         heed(stop)
@@ -54,13 +56,12 @@ def go(
     shown = Shown(run.shown, writes=first)
     snapshots = Snapshots(run.snapshot, folders.identity(manifest), manifest["snapshot_every"])
     if not first:
-        _follow(manifest, method, asked, attack, shown, snapshots, stop)
+        _follow(manifest, method, asked, attack, shown, snapshots, stop, numerics)
         return
     audit = Account("audit", path=run.audit)
     data = None if data is None else data.to(device)
     answers = None if data is None else answers_on(run, target, data, audit, paid).to(device)
     board = _board(run.path) if manifest["tensorboard"] else None
-    numerics = Numerics(**manifest.get("numerics", {}))
     phases = engine.plan(method, manifest["budgets"])
     planned = sum(phase.steps * phase.cost for phase in phases)
     outcome = partial(compose, run, manifest, attack, shown, planned=planned, journal=paid.journal)
@@ -142,6 +143,7 @@ def _follow(
     shown: Shown,
     snapshots: Snapshots,
     stop: Callable[[], bool],
+    numerics: Numerics,
 ) -> None:
     """Do the work of a rank that writes nothing, until the first one has written the result."""
     engine.run(
@@ -151,7 +153,7 @@ def _follow(
         budgets=manifest["budgets"],
         seed=manifest["seed"],
         device=manifest["device"],
-        numerics=Numerics(**manifest.get("numerics", {})),
+        numerics=numerics,
         shown=shown,
         snapshots=snapshots,
         watch=lambda moment: stop(),

@@ -15,7 +15,7 @@ from dualstudent.methods.game import Learners, ask, filled_distance, learn, usua
 from dualstudent.methods.monitor import nearer, renew, signs
 from dualstudent.methods.procedural import inside
 from dualstudent.methods.worth import best, climbed, worth
-from dualstudent.muon import Muon, lower
+from dualstudent.muon import Muon, for_two, lower
 from dualstudent.networks import Students, lighter, make_students
 from dualstudent.oracle import Oracle
 from dualstudent.spec import Access, Spec
@@ -37,8 +37,8 @@ class Frugal(Method[Learners]):
     doubtful: float = 1.0  # in a choice, weight of disagreement: power of its sum over classes
     climbs: int = 3  # steps uphill of a half of what is chosen, where all probabilities are answered
     stride: float = 0.01  # root mean square of such a step, in the range of pixels
-    compute: float = 0.35  # batches each student learns, for each query; a large one fewer, one alone twice
-    compute_least: int = 3000  # batches each student learns at least; a large one fewer, one alone twice
+    compute: float = 0.35  # batches each student learns, for each query; a large one fewer, one alone more
+    compute_least: int = 3000  # batches each student learns at least; a large one fewer, one alone more
     after: float = 0.8  # share of them that are learnt after the last query
     calm: float = 0.2  # share of those, the last, in which BatchNorm's statistics rest
     learnt: int = 128  # images of a batch that is learnt
@@ -131,7 +131,7 @@ class Frugal(Method[Learners]):
     ) -> Metrics:
         """Learn batches of so many in all, after the last query a CHUNK; a large network learns fewer."""
         share = lighter(state.students.arch, oracle.spec.shape)
-        share *= 2 if len(state.students.members) == 1 else 1  # who is alone learns for two
+        share *= for_two(share * total) if len(state.students.members) == 1 else 1
         slow(state.student_descent, lower(share * total) / lower(total))
         hard = oracle.spec.access == Access.LABEL
         if hard and not batches:

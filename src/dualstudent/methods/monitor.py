@@ -46,15 +46,16 @@ def nearer(x: Tensor, memory: Memory) -> Tensor:
 
 
 def renew(state: Pupils, logits: Tensor, answer: Tensor) -> Tensor:
-    """Give fresh weights to students whose logits (s, b, k) do not depend on the image, or are those of the
-    student before, or who have learnt for long and see one class in all images, though most are answered
+    """Give fresh weights to students whose logits (s, b, k) do not depend on the image, or are those of a
+    student before them, or who have learnt for long and see one class in all images, though most are answered
     otherwise; return how many.
     """
     if len(answer) < 2:
         return torch.zeros(())
     seen = logits.masked_fill(logits <= MASKED / 2, 0.0)
     still = seen.std(1).amax(1) < STILL
-    still[1:] |= (seen[1:] - seen[:-1]).abs().amax((1, 2)) < STILL
+    apart = torch.stack([(seen - one).abs().amax((1, 2)) for one in seen])
+    still |= (apart < STILL).tril(-1).any(1)
     still |= standing(logits.argmax(2), answer.argmax(1)) & (age(state) >= PATIENCE)
     still &= answer.std(0).amax() > STILL
     found = [i for i, flag in enumerate(still.tolist()) if parallel.total(flag) == parallel.world()]

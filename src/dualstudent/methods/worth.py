@@ -36,12 +36,12 @@ def worth(
 
 
 def best(
-    students: Students, worth: Worth, x: Float[Tensor, "b c h w"], classes: Float[Tensor, "k"], images: int
+    students: Students, value: Worth, x: Float[Tensor, "b c h w"], classes: Float[Tensor, "k"], images: int
 ) -> Float[Tensor, "n c h w"]:
-    """Return so many images, drawn with chances in proportion to exp(worth), none twice (Gumbel's trick)."""
+    """Return so many images, drawn with chances in proportion to exp(value), none twice (Gumbel's trick)."""
 
     def program(x: Tensor, classes: Tensor) -> tuple[Tensor]:
-        return (worth(students(x), classes),)
+        return (value(students(x), classes),)
 
     with torch.no_grad():
         [promised] = call("promise", program, x, classes)
@@ -51,18 +51,18 @@ def best(
 
 def climbed(
     students: Students,
-    worth: Worth,
+    value: Worth,
     x: Float[Tensor, "b c h w"],
     classes: Float[Tensor, "k"],
     stride: float,
     spec: Spec,
 ) -> Float[Tensor, "b c h w"]:
-    """Return images a step up the gradient of their worth: `stride`, root mean square, of the range."""
+    """Return images a step up the gradient of their value: `stride`, root mean square, of the range."""
 
     def program(x: Tensor, classes: Tensor) -> tuple[Tensor]:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            [slope] = torch.autograd.grad(worth(students(x), classes).sum(), x)
+            [slope] = torch.autograd.grad(value(students(x), classes).sum(), x)
         steep = slope.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)
         low, high = spec.bounds
         return (inside(x.detach() + stride * (high - low) * slope / steep, spec),)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dualstudent.errors import UserError, unknown
+from dualstudent.networks.pooled import PooledConv, pooled
 from dualstudent.networks.winograd import WideConv
 from dualstudent.plugins import call_factory
 
@@ -25,22 +26,6 @@ def _conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Con
     if stride == 1 and kernel == 3:
         return WideConv(inputs, outputs)
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
-
-
-def _pooled(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c u v"]:
-    """Return max-pooling of the ReLU, in the order in which the ReLU has a quarter to do: they commute.
-
-    On a CPU in float32, which takes half as long as bfloat16, and without gradients by maxima of
-    neighbours, which take a tenth with few channels.
-    """
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return F.relu(F.max_pool2d(x, 2), inplace=True)
-    even = x.shape[2] % 2 == x.shape[3] % 2 == 0
-    if even and not x.requires_grad:
-        x = torch.maximum(x[:, :, ::2], x[:, :, 1::2])
-        return F.relu(torch.maximum(x[..., ::2], x[..., 1::2]), inplace=True)
-    wide = x.float() if x.dtype == torch.bfloat16 else x
-    return F.relu(F.max_pool2d(wide, 2).to(x.dtype), inplace=True)
 
 
 class DigitsCNN(nn.Module):
@@ -57,8 +42,8 @@ class DigitsCNN(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        x = _pooled(self.bn2(self.conv2(x)))
-        x = _pooled(self.bn3(self.conv3(x)))
+        x = pooled(self.bn2(self.conv2(x)))
+        x = pooled(self.bn3(self.conv3(x)))
         return self.head(x.flatten(1))  # type: ignore[no-any-return]
 
 
@@ -70,15 +55,14 @@ class LeNet5(nn.Module):
         c, h, w = shape
         _at_least(shape, 12, "lenet5")
         widths = [int(scale * width) for width in (6, 16, 120, 84)]
-        self.conv1 = nn.Conv2d(c, widths[0], 5, padding=2)
+        self.conv1 = PooledConv(c, widths[0], 5, padding=2)
         self.conv2 = nn.Conv2d(widths[0], widths[1], 5)
         self.fc1 = nn.Linear(widths[1] * ((h // 2 - 4) // 2) * ((w // 2 - 4) // 2), widths[2])
         self.fc2 = nn.Linear(widths[2], widths[3])
         self.head = nn.Linear(widths[3], classes)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        x = _pooled(self.conv1(x))
-        x = _pooled(self.conv2(x))
+        x = pooled(self.conv2(self.conv1(x)))
         x = F.relu(self.fc2(F.relu(self.fc1(x.flatten(1)))))
         return self.head(x)  # type: ignore[no-any-return]
 

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from dualstudent.networks.winograd import product, usable
 
-WIDE = 64  # channels in and out from which the way of nine products pays (benchmarks/engine)
+WIDE = 64  # channels in and out from which the way of nine products pays (trials)
 TOGETHER = 1024  # pixels worked on at once: what they become stays in the cache
 TAPS = torch.tensor([[1.0, 1, 1], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)  # S, w0, w2 of one direction
 

@@ -20,7 +20,7 @@ _G = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6]]
 _G += [[1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]
 _A = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 B2, G2, A2 = (torch.kron(m, m) for m in (torch.tensor(rows, dtype=torch.float64) for rows in (_B, _G, _A)))
-WIDE = 128  # channels in and out from which it pays, at batch 64 to 256 (benchmarks/engine)
+WIDE = 128  # channels in and out from which it pays, at batch 64 to 256 (trials)
 TILES = 1 << 16  # tiles times channels transformed together: what they become stays in the cache
 
 

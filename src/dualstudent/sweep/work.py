@@ -14,13 +14,13 @@ from typing import Any, Literal
 from dualstudent.data import known_as, load_data
 from dualstudent.errors import Stopped, UserError
 from dualstudent.experiment import choose_device, extract, resume
-from dualstudent.files import read_json, write_json
+from dualstudent.files import read_json
 from dualstudent.machine import keep_memory
 from dualstudent.numerics import Numerics
 from dualstudent.sweep import gpus
+from dualstudent.sweep.goals import another, prepare, trained_otherwise, untrained
 from dualstudent.sweep.matrix import Cell, Goal, Sweep
-from dualstudent.targets import TargetOptions, Training, open_target, train_target
-from dualstudent.targets.folder import file_sum
+from dualstudent.targets import TargetOptions, open_target
 from dualstudent.threads import cores, side_by_side
 
 State = Literal["done", "stopped", "open", "n/a"]
@@ -29,7 +29,6 @@ FOREVER = 365 * DAY  # of a local job
 STDERR = 2  # as processes number it
 SHARED = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node")
 CONTROLLERS = "controllers.err"  # among the logs: what submitit's own processes say
-RECORD = "sweep.json"  # beside a target: how the sweep trained it
 Tell = Callable[[str, str], None]  # cell, what became of it
 
 
@@ -78,7 +77,7 @@ def state(cell: Cell) -> State:
         changed.append("data")
     if manifest["numerics"]["precision"] != Numerics(cell.precision).on(manifest["device"]).precision:
         changed.append("precision")
-    if _another(cell.target, manifest["target"]) or _trained_otherwise(cell.target):
+    if another(cell.target, manifest["target"]) or trained_otherwise(cell.target):
         changed.append("target")
     if changed:
         raise UserError(
@@ -103,59 +102,6 @@ def _placeless(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {**recipe, "start": start and Path(start).parts[-5:]}
 
 
-def _another(goal: Goal, known: Mapping[str, Any]) -> bool:
-    """Return whether a target, as far as can be seen without asking it, is another than a run's."""
-    record, (kind, _, rest) = Path(goal.path) / "target.json", goal.path.partition(":")
-    if goal.data is None:
-        return record.is_file() and known["sha256"] != read_json(record)["sha256"]
-    place = Path(rest).parent
-    if kind == "onnx" and known["files"] and Path(rest).is_file():  # wherever it lies
-        files = {place / name: digest for name, digest in known["files"].items()}
-        return not all(file.is_file() and file_sum(file) == digest for file, digest in files.items())
-    return bool(known["reference"] != goal.path)
-
-
-def _trained_otherwise(goal: Goal) -> bool:
-    """Return whether a target's folder says that it was trained in another way than the sweep has it."""
-    record = Path(goal.path) / RECORD
-    if goal.train is None or not record.is_file():
-        return False
-    known = [  # an older version's record lacks options that have come since
-        {**values, "training": {**asdict(Training()), **values["training"]}}
-        for values in (read_json(record), goal.train)
-    ]
-    return known[0] != known[1]
-
-
-def prepare(goal: Goal, data_dir: str | None) -> None:
-    """Train a sweep's own target, once. Raises UserError where a folder or a file holds none."""
-    if goal.data is not None:
-        kind, _, rest = goal.path.partition(":")
-        if kind == "onnx" and not Path(rest).is_file():
-            raise UserError(f"no model {rest} (a relative FILE is looked for beside the sweep's file)")
-        load_data(goal.data, goal.split, folder=data_dir)
-        return
-    folder = Path(goal.path)
-    if (folder / "target.json").is_file():
-        if _trained_otherwise(goal):
-            raise UserError(
-                f"{folder} was trained otherwise than the sweep says: give the target another name"
-            )
-        return
-    if goal.train is None:
-        raise UserError(f"no target '{folder}': give a folder written by 'dualstudent target train'")
-    train_target(
-        goal.train["data"],
-        goal.train["arch"],
-        folder,
-        seed=goal.train["seed"],
-        data_dir=None if data_dir is None else Path(data_dir),
-        training=Training(**goal.train["training"]),
-        device=choose_device("auto"),
-    )
-    write_json(folder / RECORD, goal.train)
-
-
 def work(
     values: Mapping[str, Any],
     stop: Callable[[], bool] = lambda: False,
@@ -176,7 +122,7 @@ def work(
     torch.set_num_threads(cell.threads)
     side_by_side(most)
     if state(cell) == "stopped":
-        resume(cell.path, place=None if cell.target.data is None else cell.target.path, stop=stop)
+        resume(cell.path, place=cell.target.path, stop=stop)
         return
     options, device = cell.seen_as(), choose_device("auto")
     opened = open_target(cell.target.path, options, device=device)
@@ -212,18 +158,28 @@ def start(
 ) -> Outcome:
     """Do all cells that are not done, `jobs` at once; a failed one does not stop the rest.
 
-    Without `jobs`: one a GPU, or a core where there is none; under Slurm all. Raises UserError before
-    anything runs: for a changed recipe, a missing target, missing submitit or Slurm.
+    Without `jobs`: one a GPU or, where there is none, for as many cores as a cell has threads; under Slurm
+    all. Raises UserError before anything runs: for a changed recipe, a missing target, missing data, submitit
+    or Slurm, a precision that this machine lacks.
     """
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs {jobs}: at least 1")
     todo = [cell for cell in sweep.cells if state(cell) in ("open", "stopped")]
     executor = _executor(sweep.out / "logs", slurm)
     here = gpus.visible() if slurm is None else []  # Slurm gives its own
-    most = jobs or (len(here) or cores() if slurm is None else len(todo))
+    threads = max((cell.threads for cell in todo), default=1)
+    most = jobs or (len(here) or max(1, cores() // threads) if slurm is None else len(todo))
     each = max(1, cores() // max(1, min(most, len(todo)))) if slurm is None else None
-    for goal, data_dir in {(cell.target.name): (cell.target, cell.data_dir) for cell in todo}.values():
-        prepare(goal, data_dir)
+    for cell in todo if slurm is None else []:
+        Numerics(cell.precision).on(choose_device("auto"))
+    goals = list({cell.target.name: (cell.target, cell.data_dir) for cell in todo}.values())
+    for goal, data_dir in goals:
+        untrained(goal, data_dir)
+    try:
+        for goal, data_dir in goals:
+            prepare(goal, data_dir, stop)
+    except Stopped:
+        return Outcome({}, True)
     for cell in todo:
         state(cell)  # now that its target is there
     running: dict[str, tuple[Any, str | None]] = {}  # jobs, and the GPUs that they have
