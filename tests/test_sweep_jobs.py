@@ -197,6 +197,7 @@ def test_ctrl_c_leaves_a_line_and_no_trace(tmp_path: Path, digits_target: Path) 
             os.killpg(sweep.pid, signal.SIGKILL)
     assert sweep.returncode == 130
     assert "Traceback" not in said
+    assert "stopping cells, which go on from their last snapshots" in said
     assert f"sweep stopped; go on with: dualstudent sweep {tmp_path / 'spec.toml'}" in said
 
 

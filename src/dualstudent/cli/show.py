@@ -107,8 +107,10 @@ def note(last: dict[str, Any]) -> str:
 
 
 @contextmanager
-def stopping(out: Path | None = None, go_on: str = "") -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a wish to stop after the present step; a second one is at once.
+def stopping(
+    out: Path | None = None, go_on: str = "", when: str = "after this step"
+) -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C and SIGTERM into a wish to stop, `when` is told; a second one is at once.
 
     Either way the run in `out`, if one is there, is left with the command that goes on with it, as Stopped;
     and as Later where its target does not answer now.
@@ -120,7 +122,7 @@ def stopping(out: Path | None = None, go_on: str = "") -> Iterator[Callable[[], 
             raise KeyboardInterrupt
         asked.append(time.monotonic())
         if not FOLLOWER:
-            print("dualstudent: stopping after this step …", file=sys.stderr, flush=True)
+            print(f"dualstudent: stopping {when} …", file=sys.stderr, flush=True)
 
     before = {number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

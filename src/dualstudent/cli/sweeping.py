@@ -27,7 +27,7 @@ def run_sweep(form: SweepForm) -> int:
     def tell(cell: str, news: str) -> None:
         print(f"{cell}: {news}", file=sys.stderr, flush=True)
 
-    with stopping() as stop:
+    with stopping(when="cells, which go on from their last snapshots") as stop:
         outcome = sweeps.start(
             sweep,
             jobs=form.jobs,
