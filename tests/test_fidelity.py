@@ -3,7 +3,6 @@
 import importlib
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,14 +15,12 @@ from torch import Tensor, nn
 
 import dualstudent as ds
 from conftest import Linear
-from dualstudent import methods
 from dualstudent.data import Images
 from dualstudent.evaluation import ask, bound, cohen, fidelity, fitting, logits, wilson
 from dualstudent.evaluation.fidelity import evaluating
 from dualstudent.ledger import Account
 from dualstudent.losses import cross_entropy, disagreement, l1, recover_logits
 from dualstudent.networks import Clone, Students
-from dualstudent.numerics import Numerics
 
 MODULE = importlib.import_module("dualstudent.evaluation.fidelity")  # the name is the function's, too
 quick = settings(max_examples=60, deadline=None)
@@ -41,28 +38,6 @@ def pictures(
 
 def one_hot(labels: list[int], classes: int) -> Tensor:
     return nn.functional.one_hot(torch.tensor(labels), classes).float()
-
-
-def test_the_owner_asks_as_exactly_as_the_attacker(
-    linear: Callable[..., Linear], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run's precision holds before the first answer, to whomever it is given."""
-    said: list[str] = []
-    answer = Linear.__call__
-
-    def spied(target: Linear, x: Tensor) -> Tensor:
-        said.append("asked")
-        return answer(target, x)
-
-    monkeypatch.setattr(Linear, "__call__", spied)
-    monkeypatch.setattr(Numerics, "apply", lambda self, device: said.append(self.precision))
-    exact = {"device": "cpu", "numerics": Numerics("bf16")}
-    data, target = pictures([0, 1, 2, 3]), linear()
-    run = ds.extract(methods.Procedural(batch=8), target, queries=8, out=tmp_path / "run", data=data, **exact)  # type: ignore[arg-type]
-    assert said[:2] == ["bf16", "asked"]
-    said.clear()
-    ds.evaluate(run.path, pictures([3, 2, 1]), target)
-    assert said == ["bf16", "asked"]
 
 
 class TestIntervals:

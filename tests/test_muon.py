@@ -1,6 +1,8 @@
 """Muon: what its steps are like, whose weights they move, and that all else is AdamW's."""
 
 import copy
+import threading
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from dualstudent import threads
 from dualstudent.methods.base import descend
 from dualstudent.muon import Muon, hidden, orthogonal
 from dualstudent.networks import classifier
@@ -185,6 +188,26 @@ def test_two_networks_are_stepped_each_for_itself() -> None:
     optimiser = Muon(networks, 0.01, 0.3)
     _learnt(optimiser, networks[0])  # no gradient reaches the other
     assert all(torch.equal(*pair) for pair in zip(networks[1].parameters(), still.parameters(), strict=True))
+
+
+def test_two_networks_are_stepped_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits until the other is at work, too."""
+    met, turns = threading.Barrier(2), Muon._turns
+
+    def meet(optimiser: Muon, weights: Any, group: Any) -> None:
+        met.wait(20)
+        turns(optimiser, weights, group)
+
+    monkeypatch.setattr(Muon, "_turns", meet)
+    networks = [classifier("lenet5", (1, 12, 12), 10) for _ in range(2)]
+    before = copy.deepcopy(networks)
+    optimiser = Muon(networks, 0.01, 0.3)
+    threads.side_by_side(2)
+    for network in networks:
+        network(torch.rand(4, 1, 12, 12)).sum().backward()
+    optimiser.step()
+    for mine, old in zip(networks, before, strict=True):
+        assert not any(map(torch.equal, hidden(mine), hidden(old)))
 
 
 def test_optimisers_step_in_one_thread() -> None:

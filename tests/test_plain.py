@@ -160,7 +160,7 @@ def test_pooling_with_a_convolution(
 ) -> None:
     """As one after the other, gradients too."""
     torch.manual_seed(0)
-    layer = PooledConv(*channels, 5, padding=2).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layer = PooledConv(*channels, 5).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.rand(4, channels[0], *size).to(memory_format=torch.channels_last)
     back = torch.randn(4, channels[1], size[0] // 2, size[1] // 2).to(memory_format=torch.channels_last)
     largest, calls = pooled.Largest.apply, [0]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dualstudent import cli, machine, methods
+from dualstudent import cli, machine, methods, threads
 from dualstudent import sweep as sweeps
 from dualstudent.cli import commands
 from dualstudent.cli.commands import light
@@ -108,5 +108,14 @@ def test_commands_and_sweeps_keep_memory(write: Write, monkeypatch: pytest.Monke
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
+def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those it is bound to, and no more than somebody grants it, as a container does."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    assert threads.cores() == 3
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "2")
+    assert threads.cores() == 2
+
+
 def test_memory_can_be_kept() -> None:
     assert machine.keep_memory()

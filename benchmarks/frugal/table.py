@@ -116,7 +116,9 @@ def wanted(rows: list[dict[str, Any]]) -> list[str]:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     found = {key(row): row for row in rows}
     for (target, labels, budget), (agreement, minutes) in GOALS.items():
-        row = found[target, "frugal", labels, budget]
+        row = found.get((target, "frugal", labels, budget))
+        if row is None:
+            continue
         median, took = statistics.median(row["agreement"]["values"]), row["seconds"] / 60
         words = [target, WORDS[labels], f"{budget:,}", f"{100 * agreement:.1f}", f"{100 * median:.1f}"]
         words += [f"{minutes:g}", f"{took:.1f}" if minutes > 1 else f"{took:.2f}", str(row["n"])]

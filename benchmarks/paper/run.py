@@ -175,8 +175,8 @@ def attacks(cells: list[Cell], proxy: Goal, results: Path, left: Callable[[], fl
 def keep(results: Path, part: str, name: str, found: dict[str, Any]) -> None:
     parts: dict[str, Any] = {key: kept(results, key) for key in ("cells", "attacks", "unfinished")}
     parts["unfinished"].pop(name, None)
-    known = parts[part].get(name, {})
-    if known | found | {name: known[name] for name in ("device",) if name in known} == known:
+    known, same = parts[part].get(name, {}), {key: value for key, value in found.items() if key != "device"}
+    if known | same == known:
         return  # measured earlier, maybe on another machine
     parts[part][name] = {**origin(COMMAND), **found}
     with redirect_stdout(None):

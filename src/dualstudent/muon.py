@@ -46,9 +46,9 @@ def lower(batches: float) -> float:
 
 
 def for_two(batches: float) -> float:
-    """Return how many times that many batches one network learns in the place of two that learn so many each.
+    """Return the factor on the batches of one network in the place of two that would learn so many each.
 
-    Twice; of more than LONG less often, 2√(LONG · n) batches, but never fewer than each of the two.
+    2; of n above LONG 2√(LONG / n), but never less than 1.
     """
     return max(1.0, 2 * lower(batches))
 

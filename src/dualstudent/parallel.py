@@ -62,7 +62,7 @@ def ranks(device: str = "cpu") -> Iterator[None]:
     settle(device)
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.device(device).type == "cuda" else "gloo")
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # ValueError: no port, for one
         where = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT', '')}"
         reason = str(error).splitlines()[0]
         raise UserError(f"rank {launched()[0]} cannot join the others by {where}: {reason}") from error

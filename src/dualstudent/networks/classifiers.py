@@ -55,7 +55,7 @@ class LeNet5(nn.Module):
         c, h, w = shape
         _at_least(shape, 12, "lenet5")
         widths = [int(scale * width) for width in (6, 16, 120, 84)]
-        self.conv1 = PooledConv(c, widths[0], 5, padding=2)
+        self.conv1 = PooledConv(c, widths[0], 5)
         self.conv2 = nn.Conv2d(widths[0], widths[1], 5)
         self.fc1 = nn.Linear(widths[1] * ((h // 2 - 4) // 2) * ((w // 2 - 4) // 2), widths[2])
         self.fc2 = nn.Linear(widths[2], widths[3])

@@ -19,14 +19,17 @@ FEW = 8  # channels out up to which it pays (trials)
 
 
 class PooledConv(nn.Conv2d):
-    """A convolution of stride 1, 2×2 max-pooling, which drops an odd row or column, and ReLU."""
+    """A convolution that keeps the size, 2×2 max-pooling, which drops an odd row or column, and ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+        super().__init__(inputs, outputs, kernel, padding=kernel // 2)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d u v"]:
         if self.out_channels > FEW or x.requires_grad or not usable(x):  # no gain on the way to the image
             return pooled(super().forward(x))
         places = [F.pad(self.weight, (j, 1 - j, i, 1 - i)) for j in (0, 1) for i in (0, 1)]
-        bias = None if self.bias is None else self.bias.repeat(4)
-        four = F.conv2d(_in_rows(x), _in_rows(torch.cat(places)), bias, 2, self.padding)
+        assert self.bias is not None
+        four = F.conv2d(_in_rows(x), _in_rows(torch.cat(places)), self.bias.repeat(4), 2, self.padding)
         y: Tensor = Largest.apply(four)  # type: ignore[no-untyped-call]
         return F.relu(y, inplace=True)
 

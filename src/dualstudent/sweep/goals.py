@@ -60,7 +60,7 @@ def untrained(goal: Goal, data_dir: str | None) -> bool:
         return False
     if goal.train is None:
         raise UserError(f"no target '{folder}': give a folder written by 'dualstudent target train'")
-    for split in {"train", "test", goal.split}:
+    for split in dict.fromkeys(("train", "test", goal.split)):
         load_data(goal.train["data"], split, folder=data_dir)
     return True
 
