@@ -56,6 +56,13 @@ def kept(path: Path, part: str, *more: str) -> dict[str, Any]:
     return {name: {**about, **entry} for name, entry in known.get(part, {}).items()}
 
 
+def put(text: str, name: str, writer: str, lines: list[str]) -> str:
+    """Return a page with lines between the marks of a name that a script writes."""
+    begin, end = (f"<!-- {edge} of {name} that {writer} writes -->" for edge in ("begin", "end"))
+    before, after = text.split(begin)[0], text.split(end)[1]
+    return before + begin + "\n\n" + "\n".join(lines) + "\n\n" + end + after
+
+
 def read(path: Path) -> dict[str, Any]:
     """Read a JSON object."""
     return dict(json.loads(path.read_text()))

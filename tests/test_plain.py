@@ -124,6 +124,7 @@ def convolved(x: Tensor, w: Tensor) -> Tensor:
 
 OURS: dict[str, tuple[Any, Any, int, int]] = {  # our way, the direct one, channels in and out
     "winograd": (Winograd.apply, convolved, WIDE, WIDE + 8),
+    "winograd, of few channels": (Winograd.apply, convolved, winograd.SMALL, winograd.SMALL + 8),
     "doubled, wide": (Doubled.apply, upsampled, 64, 72),
     "doubled": (doubled, upsampled, 24, 12),
     "narrow": (narrow, convolved, 64, 1),
@@ -131,9 +132,15 @@ OURS: dict[str, tuple[Any, Any, int, int]] = {  # our way, the direct one, chann
 
 
 @pytest.mark.parametrize("way", OURS)
-@pytest.mark.parametrize("size", [(8, 8), (5, 9), (17, 16)])
-def test_gradients_in_float32(way: str, size: tuple[int, int]) -> None:
-    """By oneDNN's products, which float64 does not take: as those of direct convolution in float64."""
+@pytest.mark.parametrize("size", [(8, 8), (5, 9), (17, 16), (4, 4), (3, 4)])
+@pytest.mark.parametrize("wider", [True, False])
+def test_gradients_in_float32(
+    way: str, size: tuple[int, int], wider: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By oneDNN's products, which float64 does not take, and by torch's: as those of direct convolution in
+    float64.
+    """
+    monkeypatch.setattr(winograd, "WIDER", wider)
     ours, direct, inputs, outputs = OURS[way]
     torch.manual_seed(0)
     x = torch.randn(5, inputs, *size, dtype=torch.float32).to(memory_format=torch.channels_last)
@@ -155,49 +162,56 @@ def pooled_plainly(layer: PooledConv, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("channels", [(1, 6), (3, 3), (2, pooled.FEW), (2, pooled.FEW + 1)])
 @pytest.mark.parametrize("size", [(12, 12), (7, 10), (9, 5)])
-def test_pooling_with_a_convolution(
-    channels: tuple[int, int], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pooling_with_a_convolution(channels: tuple[int, int], size: tuple[int, int]) -> None:
     """As one after the other, gradients too."""
     torch.manual_seed(0)
     layer = PooledConv(*channels, 5).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = torch.rand(4, channels[0], *size).to(memory_format=torch.channels_last)
+    x = torch.rand(4, channels[0], *size).to(memory_format=torch.channels_last).requires_grad_()
     back = torch.randn(4, channels[1], size[0] // 2, size[1] // 2).to(memory_format=torch.channels_last)
-    largest, calls = pooled.Largest.apply, [0]
-
-    def counted(four: Tensor) -> Tensor:
-        calls[0] += 1
-        return largest(four)  # type: ignore[no-untyped-call,no-any-return]
-
-    monkeypatch.setattr(pooled.Largest, "apply", counted)
-    weights, both = list(layer.parameters()), (layer(x), pooled_plainly(layer, x))
-    mine, theirs = ([y.detach(), *torch.autograd.grad(y, weights, back)] for y in both)
-    assert calls == [int(channels[1] <= pooled.FEW)]
-    close(mine, theirs)
-    image = x.requires_grad_()
-    mine, theirs = (
-        list(torch.autograd.grad(y, image, back)) for y in (layer(image), pooled_plainly(layer, image))
-    )
+    players, both = [x, *layer.parameters()], (layer(x), pooled_plainly(layer, x))
+    mine, theirs = ([y.detach(), *torch.autograd.grad(y, players, back)] for y in both)
     close(mine, theirs)
     with torch.no_grad():
         close([layer(x)], [pooled_plainly(layer, x)])
 
 
-def test_the_first_of_equals_gets_the_gradient() -> None:
-    """As in torch's pooling, though the pixels of a window lie in another order."""
-    image = torch.randint(0, 2, (9, 3, 6, 10)).to(torch.get_default_dtype()).requires_grad_()
-    four = torch.cat([image[:, :, i::2, j::2] for j in (0, 1) for i in (0, 1)], 1)
-    mine, theirs = pooled.Largest.apply(four), F.max_pool2d(image, 2)  # type: ignore[no-untyped-call]
-    back = torch.randn_like(theirs)
+@pytest.mark.parametrize("channels", [1, 6, pooled.FEW + 1])
+def test_pooling_of_few_channels(channels: int) -> None:
+    """As torch's; of equals that lie across a window one has the gradient all the same."""
+    x = torch.randn(3, channels, 6, 10).to(memory_format=torch.channels_last).requires_grad_()
+    back = torch.randn(3, channels, 3, 5)
+    mine, theirs = pooled.pooled(x), F.relu(F.max_pool2d(x, 2))
     assert torch.equal(mine, theirs)
-    assert torch.equal(*(torch.autograd.grad(y, image, back)[0] for y in (mine, theirs)))
+    assert torch.equal(*(torch.autograd.grad(y, x, back)[0] for y in (mine, theirs)))
+    across = torch.tensor([[0.0, 1], [1, 0]]).expand(1, channels, 2, 2).clone().requires_grad_()
+    [gradient] = torch.autograd.grad(pooled.pooled(across).sum(), across)
+    assert torch.equal(gradient.sum((2, 3)), torch.ones(1, channels))
 
 
+@pytest.mark.parametrize("size", [(4, 4), (3, 3), (8, 4), (2, 2)])
+def test_images_of_one_tile_want_fewer_channels(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Tensor] = []
+
+    def counted(x: Tensor, w: Tensor) -> Tensor:
+        calls.append(x)
+        return convolved(x, w)
+
+    monkeypatch.setattr(Winograd, "apply", counted)
+    WideConv(winograd.SMALL, winograd.SMALL)(torch.randn(2, winograd.SMALL, *size))
+    WideConv(winograd.SMALL - 1, winograd.SMALL)(torch.randn(2, winograd.SMALL - 1, *size))
+    assert len(calls) == (size in ((4, 4), (3, 3)))
+
+
+@pytest.mark.parametrize("size", [(5, 6), (4, 4), (3, 4)])
 @pytest.mark.parametrize("tiles", [winograd.TILES, 4])
-def test_wide_convolution_gradcheck(tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wide_convolution_gradcheck(
+    tiles: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """However many images are transformed together."""
     monkeypatch.setattr(winograd, "TILES", tiles)
-    x = torch.randn(2, 3, 5, 6, requires_grad=True)
+    x = torch.randn(2, 3, *size, requires_grad=True)
     w = torch.randn(5, 3, 3, 3, requires_grad=True)
     assert torch.autograd.gradcheck(Winograd.apply, (x, w), fast_mode=tiles == 4)
     assert torch.autograd.gradcheck(Winograd.apply, (x.detach(), w), fast_mode=True)
@@ -211,6 +225,8 @@ def test_doubling_and_narrow_convolution_gradcheck() -> None:
     assert torch.autograd.gradcheck(Doubled.apply, (x, w))
     assert torch.autograd.gradcheck(doubled, (x, w))
     assert torch.autograd.gradcheck(narrow, (x, w[:1]))
+    assert torch.autograd.gradcheck(narrow, (x.detach(), w[:1]))
+    assert torch.autograd.gradcheck(narrow, (x, w[:1].detach()))
 
 
 @every_case

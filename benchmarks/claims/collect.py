@@ -30,13 +30,15 @@ def gather(spec: Path) -> list[dict[str, Any]]:
             if cell.start is not None:
                 result["base"] = read(Path(cell.start) / "result.json")
             result["device"] = read(Path(cell.path) / "manifest.json")["device"]
+            result["seed"] = cell.seed
             groups.setdefault((cell.target.name, cell.row, cell.labels, cell.budget), []).append(result)
     return [figures(*key, results) for key, results in groups.items()]
 
 
 def figures(target: str, row: str, labels: str, budget: int, results: list[dict[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {"target": target, "method": row, "labels": labels, "budget": budget}
-    values |= {"n": len(results), "data_free": all(flag(r, "data-free") for r in results)}
+    values |= {"n": len(results), "seeds": [r["seed"] for r in results]}
+    values["data_free"] = all(flag(r, "data-free") for r in results)
     for name in ("agreement", "accuracy", "balance"):
         values[name] = interval([r[name] for r in results if r[name] is not None])
     if "base" in results[0]:

@@ -1,6 +1,6 @@
 """Time one side of one case in a process of its own: prints one line of JSON.
 
-measure.py engine|plain a|b|c ITERATIONS BATCH [--operations]
+measure.py engine|plain a|b|c ITERATIONS BATCH [--operations] [--free: memory is not kept]
 """
 
 import json
@@ -115,7 +115,8 @@ def operations(kind: str, case: str, batch: int) -> dict[str, float]:
 
 def flops(case: str) -> float:
     """Return the FLOPs of the engine's iteration for each query, all convolutions taken directly."""
-    winograd.WIDE, doubled.WIDE, pooled.FEW = 1 << 30, 1 << 30, 0
+    winograd.WIDE = winograd.SMALL = doubled.WIDE = 1 << 30
+    pooled.FEW = 0
     method, target = side("engine", case, 8)
     state = method.init(target.spec)
     with FlopCounterMode(display=False) as count:
@@ -140,7 +141,7 @@ def peak() -> float:
 def main() -> None:
     kind, case, iterations, batch = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(1)
-    if kind == "engine":
+    if kind == "engine" and "--free" not in sys.argv:
         keep_memory()
     per_operation = "--operations" in sys.argv
     took = operations(kind, case, batch) if per_operation else whole(kind, case, iterations, batch)

@@ -3,18 +3,18 @@
 import json
 import statistics
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from collect import WORDS, gather, share
-from summary import origin, read, write
+from collect import WORDS, gather, interval, share
+from summary import origin, put, read, write
 
 from dualstudent import sweep as sweeps
 
 HERE = Path(__file__).parent
 SPEC = HERE / "frugal.toml"
 PAGE = HERE.parent.parent / "docs" / "methods" / "frugal.md"
-BEGIN, END = "<!-- begin of {} that table.py writes -->", "<!-- end of {} that table.py writes -->"
 LEVELS = (0.75, 0.80, 0.85, 0.90, 0.95)
 GOALS = {  # what was wanted of frugal: agreement, median of three seeds, and minutes on two cores
     ("digits", "soft", 1_000): (0.95, 0.75),
@@ -50,19 +50,40 @@ def peers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def measured(results: Path, command: str) -> list[dict[str, Any]]:
     """Return the rows of the runs that are here and the others that the file has, each with its origin.
 
-    Rows of which the sweep knows nothing any more are left out.
+    Rows of which the sweep knows nothing any more are left out. Seeds that are here and not in the file's row
+    come to those that are.
     """
     known = read(results) if results.exists() else {"rows": []}
     earlier = {name: known[name] for name in ("command", "commit", "machine") if name in known}
     cells = listed()
     rows = {key(row): earlier | row for row in known["rows"] if key(row) in cells}
     for row in json.loads(json.dumps(gather(SPEC))):
-        old = rows.get(key(row), {"n": 0})
-        if row["n"] >= old["n"] and old | row != old:  # a sweep that has begun anew is not done yet
-            rows[key(row)] = origin(command) | row
+        old = rows.get(key(row))
+        if old is None or set(row["seeds"]) >= set(seeds(old)):
+            same = old is not None and old | row == old | {"seeds": row["seeds"]}
+            rows[key(row)] = (old if old and same else origin(command)) | row
+        elif not set(row["seeds"]) & set(seeds(old)):  # else a sweep that has begun anew and is not done yet
+            rows[key(row)] = joined(old, origin(command) | row)
     with redirect_stdout(None):
         write(results, command, {"rows": list(rows.values())})
     return list(rows.values())
+
+
+def seeds(row: dict[str, Any]) -> list[int]:
+    """Return the seeds of a row; older ones, which have no such list, begin at 0."""
+    return list(row.get("seeds", range(row["n"])))
+
+
+def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Return the row of all seeds of two, measured apart."""
+    row, n = {**old, "n": old["n"] + new["n"], "seeds": seeds(old) + seeds(new)}, (old["n"], new["n"])
+    for name in ("agreement", "accuracy", "balance"):
+        row[name] = interval(old[name]["values"] + new[name]["values"])
+    row["seconds"] = statistics.fmean((old["seconds"], new["seconds"]), n)
+    points = dict(old["curve"])
+    row["curve"] = [[q, statistics.fmean((points[q], v), n)] for q, v in new["curve"] if q in points]
+    row.pop("reached", None)  # medians, which cannot be joined; the page takes them from the mean curve
+    return row | {"commit": f"{old['commit']}, {new['commit']}"}
 
 
 def listed() -> set[tuple[str, str, str, int]]:
@@ -164,13 +185,6 @@ def seconds(row: dict[str, Any]) -> str:
     return f"{row['seconds']:.0f}" + (" (GPU)" if row.get("device") == "cuda" else "")
 
 
-def put(text: str, name: str, lines: list[str]) -> str:
-    """Return a page with lines between the marks of a name."""
-    begin, end = BEGIN.format(name), END.format(name)
-    before, after = text.split(begin)[0], text.split(end)[1]
-    return before + begin + "\n\n" + "\n".join(lines) + "\n\n" + end + after
-
-
 def page(text: str, rows: list[dict[str, Any]]) -> str:
     """Return the page with all its tables anew."""
     rows = rows + peers(rows)
@@ -188,11 +202,12 @@ def page(text: str, rows: list[dict[str, Any]]) -> str:
         "",
         *halves(rows),
     ]
-    text = put(put(text, "the figures", lines), "what was wanted", wanted(rows))
+    mine = partial(put, writer="table.py")
+    text = mine(mine(text, "the figures", lines=lines), "what was wanted", lines=wanted(rows))
     for name in ("variants", "signs", "large"):
         if (HERE / f"{name}.json").exists():
-            text = put(text, name, tried(read(HERE / f"{name}.json")["rows"]))
-    return put(text, "rates", paces(read(HERE / "rates.json")["rows"]))
+            text = mine(text, name, lines=tried(read(HERE / f"{name}.json")["rows"]))
+    return mine(text, "rates", lines=paces(read(HERE / "rates.json")["rows"]))
 
 
 def main() -> None:

@@ -118,8 +118,31 @@ def _separate(g: Tensor, dm: Sequence[Tensor], axis: int) -> None:
     dm[2].narrow(axis, 1, n).add_(odd.narrow(axis, 0, n))
 
 
+class Narrow(torch.autograd.Function):
+    """conv3×3(x), zero-padded, to one channel: one matrix product, then nine images added up."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w)
+        products = _nine(w) @ x.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2)
+        return F.fold(products, x.shape[2:], 3, padding=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, w = ctx.saved_tensors
+        (b, c, h, wide), (need_x, need_w) = x.shape, ctx.needs_input_grad
+        around = F.pad(g[:, 0], (1, 1, 1, 1)).unfold(1, 3, 1).unfold(2, 3, 1).reshape(-1, 9)
+        dx = product(around, _nine(w).t()).view(b, h, wide, c).permute(0, 3, 1, 2) if need_x else None
+        dw = (around.t() @ _pixels(x).view(-1, c)).view(3, 3, 1, c) if need_w else None
+        return dx, None if dw is None else dw.permute(2, 3, 0, 1).flip((2, 3))
+
+
+def _nine(w: Tensor) -> Tensor:
+    """Return the weights (9, c) of a 3×3 convolution to one channel, as the pixel they fall on sees them."""
+    return w.flip((2, 3)).permute(0, 2, 3, 1).reshape(9, -1)
+
+
 def narrow(x: Float[Tensor, "b c h w"], weight: Float[Tensor, "1 c 3 3"]) -> Float[Tensor, "b 1 h w"]:
-    """Return conv3×3(x), zero-padded, to one channel: one matrix product, then nine images added up."""
-    taps = weight.flip((2, 3)).permute(0, 2, 3, 1).reshape(9, -1)
-    products = taps @ x.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2)
-    return F.fold(products, x.shape[2:], 3, padding=1)
+    """Return conv3×3(x), zero-padded, to one channel."""
+    return Narrow.apply(x, weight)  # type: ignore[no-any-return, no-untyped-call]

@@ -20,7 +20,9 @@ _G = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6]]
 _G += [[1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]
 _A = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 B2, G2, A2 = (torch.kron(m, m) for m in (torch.tensor(rows, dtype=torch.float64) for rows in (_B, _G, _A)))
-WIDE = 128  # channels in and out from which it pays, at batch 64 to 256 (trials)
+INNER = [6 * row + column for row in range(1, 5) for column in range(1, 5)]  # of a tile: without its margin
+WIDE, SMALL = 128, 32  # channels in and out from which it pays; of images that are one tile
+WIDER = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 TILES = 1 << 16  # tiles times channels transformed together: what they become stays in the cache
 
 
@@ -34,7 +36,7 @@ class WideConv(nn.Conv2d):
         super().__init__(inputs, outputs, 3, padding=1, bias=False)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
-        if min(self.weight.shape[:2]) < WIDE or not usable(x):
+        if min(self.weight.shape[:2]) < (SMALL if _one(x) else WIDE) or not usable(x):
             return super().forward(x)
         y: Tensor = Winograd.apply(x, self.weight)  # type: ignore[no-untyped-call]
         return y if self.bias is None else y.add_(self.bias.view(-1, 1, 1))
@@ -47,8 +49,8 @@ def usable(x: Tensor) -> bool:
 
 
 def product(x: Float[Tensor, "m k"], w: Float[Tensor, "n k"]) -> Float[Tensor, "m n"]:
-    """Return x wᵀ, without a graph, by oneDNN: torch's own way, MKL, has AVX-512 for one maker only."""
-    if x.dtype != torch.float32 or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    """Return x wᵀ, without a graph; where there is AVX-512 by oneDNN, as MKL has it for one maker only."""
+    if not WIDER or x.dtype != torch.float32:
         return x @ w.t()
     return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")  # type: ignore[no-any-return]
 
@@ -66,9 +68,9 @@ class Winograd(torch.autograd.Function):
         kept: list[Tensor] = []  # what the weights' gradient needs of x
         wide = max(w.shape[:2])
         for part in _parts(x, wide):
-            v = _transform(B2, _tiles(part, 6), x.shape[1])
+            v = _transform(_seen(x), _tiles(part, 4 if _one(x) else 6), x.shape[1])
             kept += [v] if ctx.needs_input_grad[1] else []
-            m = torch.stack([product(pixels, weights) for pixels, weights in zip(v, u, strict=True)])
+            m = _products(v, u)
             y = product(A2.to(x), m.flatten(1).t()).view(4, 4, len(part), rows, columns, len(w))
             places[: len(part)].copy_(y.permute(2, 3, 0, 4, 1, 5))
             places = places[len(part) :]
@@ -92,14 +94,31 @@ class Winograd(torch.autograd.Function):
             if du is not None:
                 du.baddbmm_(dm.transpose(1, 2), kept[i], beta=float(i > 0))  # in place: product would copy
             if dx is not None:
-                m = torch.stack([product(gradient, w.t()) for gradient, w in zip(dm, u, strict=True)])
-                dv = product(B2.t().to(g), m.flatten(1).t())
+                m = _products(dm, u.transpose(1, 2))
+                dv = product(_seen(g).t().to(g), m.flatten(1).t())
                 part = _parts(dx, wide)[i]
                 part.copy_(_overlapped(dv, part))
         if du is None:
             return dx, None
         dw = product(G2.t().to(g), du.flatten(1).t())
         return dx, dw.view(3, 3, *du.shape[1:]).permute(2, 3, 0, 1)
+
+
+def _products(x: Float[Tensor, "p m k"], w: Float[Tensor, "p n k"]) -> Float[Tensor, "p m n"]:
+    """Return x wᵀ at each place, one by one only where wide ones are quicker by oneDNN."""
+    if not WIDER or min(w.shape[1:]) < WIDE:
+        return x @ w.transpose(1, 2)
+    return torch.stack([product(*pair) for pair in zip(x, w, strict=True)])
+
+
+def _one(x: Tensor) -> bool:
+    """Return whether an image is one tile, and most of it."""
+    return all(side in (3, 4) for side in x.shape[2:])
+
+
+def _seen(x: Tensor) -> Tensor:
+    """Return Bᵀ ⊗ Bᵀ; for images that are one tile that of their pixels: the margin is zero."""
+    return B2[:, INNER] if _one(x) else B2
 
 
 def _grid(x: Tensor) -> tuple[int, int]:
@@ -131,8 +150,10 @@ def _weights(w: Tensor) -> Tensor:
 
 
 def _overlapped(tiles: Tensor, like: Tensor) -> Tensor:
-    """Add 6×6 tiles up where they overlap and cut the margin off: (b, c, h, w)."""
+    """Add 6×6 tiles up where they overlap and cut the margin off, if they have one: (b, c, h, w)."""
     (rows, columns), (images, channels, height, width) = _grid(like), like.shape
+    if _one(like):
+        return tiles.view(4, 4, images, channels)[:height, :width].permute(2, 3, 0, 1)
     tiles = tiles.view(6, 6, images, rows, columns, channels)
     total = tiles.new_zeros(images, 4 * rows + 2, 4 * columns + 2, channels)
     for i in range(6):
