@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -307,7 +308,37 @@ def test_rows_whose_runs_are_gone_are_kept(
     (tmp_path / "results.json").write_text(json.dumps(known))
     monkeypatch.setattr(table, "listed", lambda: {table.key(row) for row in (gone, there, more)})
     monkeypatch.setattr(table, "gather", lambda spec: [there | {"n": 3}, more | {"n": 1}])
-    rows = table.measured(tmp_path / "results.json", "new")
+    rows = table.measured(tmp_path / "results.json", "new", False)
     found = [(row["method"], row["n"], row["command"]) for row in rows]
     assert found == [("gone", 2, "old"), ("there", 3, "new"), ("more", 2, "old")]
     assert json.loads((tmp_path / "results.json").read_text())["rows"] == rows
+
+
+def test_seeds_that_were_measured_apart_are_joined(
+    table: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def row(seeds: list[int], values: list[float], seconds: float) -> dict[str, Any]:
+        figures = dict.fromkeys(("agreement", "accuracy", "balance"), table.interval(values))
+        curve = [[10 + len(seeds), 0.1], [100, values[0]]]
+        names = {"target": "digits", "method": "frugal", "labels": "soft", "budget": 100, "device": "cpu"}
+        more = {"n": len(seeds), "seeds": seeds, "seconds": seconds, "curve": curve, "data_free": True}
+        return {**names, **figures, **more}
+
+    here = [row([2], [0.6], 40.0)]
+    monkeypatch.setattr(table, "listed", lambda: {table.key(here[0])})
+    monkeypatch.setattr(table, "gather", lambda spec: here)
+    path = tmp_path / "results.json"
+    for untimed, seconds, timed in ((False, 20.0, 3), (True, 10.0, 2)):
+        known = {"command": "c", "commit": "abc", "machine": {}, "rows": [row([0, 1], [0.9, 0.7], 10.0)]}
+        path.write_text(json.dumps(known))
+        [found] = table.measured(path, "new", untimed)
+        assert found["agreement"]["values"] == [0.9, 0.7, 0.6]
+        assert found["agreement"] == table.interval([0.9, 0.7, 0.6])
+        assert (found["n"], found["seeds"], found["timed"]) == (3, [0, 1, 2], timed)
+        assert found["seconds"] == pytest.approx(seconds)
+        assert found["curve"] == [[100, pytest.approx((2 * 0.9 + 0.6) / 3)]]
+        assert found["commit"].startswith("abc, ")
+        assert table.measured(path, "new", untimed) == [found], "once"
+    here[0]["device"], here[0]["seeds"] = "cuda", [3]
+    with pytest.raises(SystemExit, match="cpu and cuda are not joined"):
+        table.measured(path, "new", False)

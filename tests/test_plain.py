@@ -140,6 +140,8 @@ def test_gradients_in_float32(
     """By oneDNN's products, which float64 does not take, and by torch's: as those of direct convolution in
     float64.
     """
+    if wider and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this torch has no such product")
     monkeypatch.setattr(winograd, "WIDER", wider)
     ours, direct, inputs, outputs = OURS[way]
     torch.manual_seed(0)
@@ -162,8 +164,10 @@ def pooled_plainly(layer: PooledConv, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("channels", [(1, 6), (3, 3), (2, pooled.FEW), (2, pooled.FEW + 1)])
 @pytest.mark.parametrize("size", [(12, 12), (7, 10), (9, 5)])
-def test_pooling_with_a_convolution(channels: tuple[int, int], size: tuple[int, int]) -> None:
-    """As one after the other, gradients too."""
+def test_pooling_with_a_convolution(
+    channels: tuple[int, int], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one after the other, gradients too; in one where no gradient is wanted and channels are few."""
     torch.manual_seed(0)
     layer = PooledConv(*channels, 5).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.rand(4, channels[0], *size).to(memory_format=torch.channels_last).requires_grad_()
@@ -172,15 +176,33 @@ def test_pooling_with_a_convolution(channels: tuple[int, int], size: tuple[int, 
     mine, theirs = ([y.detach(), *torch.autograd.grad(y, players, back)] for y in both)
     close(mine, theirs)
     with torch.no_grad():
-        close([layer(x)], [pooled_plainly(layer, x)])
+        plainly = pooled_plainly(layer, x)
+        strides: list[Any] = []
+
+        def counted(*words: Any) -> Tensor:
+            strides.append(words[3])
+            return torch.conv2d(*words)
+
+        monkeypatch.setattr(F, "conv2d", counted)
+        close([layer(x)], [plainly])
+    assert (strides == [2]) == (channels[1] <= pooled.FEW)
 
 
 @pytest.mark.parametrize("channels", [1, 6, pooled.FEW + 1])
-def test_pooling_of_few_channels(channels: int) -> None:
-    """As torch's; of equals that lie across a window one has the gradient all the same."""
+def test_pooling_of_few_channels(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch's, by maxima; of equals that lie across a window one has the gradient all the same."""
+    calls: list[int] = []
+    halved = pooled.Halved.apply
+
+    def counted(x: Tensor) -> Tensor:
+        calls.append(x.shape[1])
+        return halved(x)  # type: ignore[no-untyped-call,no-any-return]
+
+    monkeypatch.setattr(pooled.Halved, "apply", counted)
     x = torch.randn(3, channels, 6, 10).to(memory_format=torch.channels_last).requires_grad_()
     back = torch.randn(3, channels, 3, 5)
     mine, theirs = pooled.pooled(x), F.relu(F.max_pool2d(x, 2))
+    assert bool(calls) == (channels <= pooled.FEW)
     assert torch.equal(mine, theirs)
     assert torch.equal(*(torch.autograd.grad(y, x, back)[0] for y in (mine, theirs)))
     across = torch.tensor([[0.0, 1], [1, 0]]).expand(1, channels, 2, 2).clone().requires_grad_()

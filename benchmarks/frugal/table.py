@@ -1,5 +1,6 @@
 """Collect frugal.toml and peers of benchmarks/claims: results.json, docs/methods/frugal.md."""
 
+import argparse
 import json
 import statistics
 from contextlib import redirect_stdout
@@ -47,11 +48,11 @@ def peers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def measured(results: Path, command: str) -> list[dict[str, Any]]:
+def measured(results: Path, command: str, untimed: bool) -> list[dict[str, Any]]:
     """Return the rows of the runs that are here and the others that the file has, each with its origin.
 
-    Rows of which the sweep knows nothing any more are left out. Seeds that are here and not in the file's row
-    come to those that are.
+    Rows of which the sweep knows nothing any more are left out. Seeds that are here come to those of the
+    file's row if it has none of them, `untimed` without their seconds.
     """
     known = read(results) if results.exists() else {"rows": []}
     earlier = {name: known[name] for name in ("command", "commit", "machine") if name in known}
@@ -59,11 +60,12 @@ def measured(results: Path, command: str) -> list[dict[str, Any]]:
     rows = {key(row): earlier | row for row in known["rows"] if key(row) in cells}
     for row in json.loads(json.dumps(gather(SPEC))):
         old = rows.get(key(row))
+        row["seeds"] = seeds(row)
         if old is None or set(row["seeds"]) >= set(seeds(old)):
             same = old is not None and old | row == old | {"seeds": row["seeds"]}
             rows[key(row)] = (old if old and same else origin(command)) | row
         elif not set(row["seeds"]) & set(seeds(old)):  # else a sweep that has begun anew and is not done yet
-            rows[key(row)] = joined(old, origin(command) | row)
+            rows[key(row)] = joined(old, origin(command) | row, untimed)
     with redirect_stdout(None):
         write(results, command, {"rows": list(rows.values())})
     return list(rows.values())
@@ -74,14 +76,25 @@ def seeds(row: dict[str, Any]) -> list[int]:
     return list(row.get("seeds", range(row["n"])))
 
 
-def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Return the row of all seeds of two, measured apart."""
+def timed(row: dict[str, Any]) -> int:
+    """Return how many of a row's seeds its seconds are the mean of."""
+    return int(row.get("timed", row["n"]))
+
+
+def joined(old: dict[str, Any], new: dict[str, Any], untimed: bool) -> dict[str, Any]:
+    """Return the row of all seeds of two, measured apart; `timed` of them have the seconds that are told."""
+    if old.get("device") != new["device"]:
+        raise SystemExit(f"{key(old)}: {old.get('device')} and {new['device']} are not joined")
     row, n = {**old, "n": old["n"] + new["n"], "seeds": seeds(old) + seeds(new)}, (old["n"], new["n"])
     for name in ("agreement", "accuracy", "balance"):
         row[name] = interval(old[name]["values"] + new[name]["values"])
-    row["seconds"] = statistics.fmean((old["seconds"], new["seconds"]), n)
+    row["timed"] = timed(old) + (0 if untimed else new["n"])
+    row["seconds"] = statistics.fmean(
+        (old["seconds"], new["seconds"]), (timed(old), row["timed"] - timed(old))
+    )
     points = dict(old["curve"])
     row["curve"] = [[q, statistics.fmean((points[q], v), n)] for q, v in new["curve"] if q in points]
+    row["data_free"] = old["data_free"] and new["data_free"]
     row.pop("reached", None)  # medians, which cannot be joined; the page takes them from the mean curve
     return row | {"commit": f"{old['commit']}, {new['commit']}"}
 
@@ -142,7 +155,8 @@ def wanted(rows: list[dict[str, Any]]) -> list[str]:
             continue
         median, took = statistics.median(row["agreement"]["values"]), row["seconds"] / 60
         words = [target, WORDS[labels], f"{budget:,}", f"{100 * agreement:.1f}", f"{100 * median:.1f}"]
-        words += [f"{minutes:g}", f"{took:.1f}" if minutes > 1 else f"{took:.2f}", str(row["n"])]
+        of = "" if timed(row) == row["n"] else f" (of {timed(row)})"
+        words += [f"{minutes:g}", f"{took:.1f}{of}" if minutes > 1 else f"{took:.2f}{of}", str(row["n"])]
         lines.append("| " + " | ".join(words) + " |")
     return lines
 
@@ -182,7 +196,8 @@ def tried(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def seconds(row: dict[str, Any]) -> str:
-    return f"{row['seconds']:.0f}" + (" (GPU)" if row.get("device") == "cuda" else "")
+    of = "" if timed(row) == row["n"] else f" (of {timed(row)})"
+    return f"{row['seconds']:.0f}{of}" + (" (GPU)" if row.get("device") == "cuda" else "")
 
 
 def page(text: str, rows: list[dict[str, Any]]) -> str:
@@ -211,7 +226,11 @@ def page(text: str, rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    rows = measured(HERE / "results.json", "benchmarks/frugal/command.sh")
+    parser = argparse.ArgumentParser()
+    words = "seeds that come to others ran beside something else: leave their seconds out"
+    parser.add_argument("--untimed", action="store_true", help=words)
+    told = parser.parse_args()
+    rows = measured(HERE / "results.json", "benchmarks/frugal/command.sh", told.untimed)
     PAGE.write_text(page(PAGE.read_text(), rows))
 
 

@@ -1,13 +1,12 @@
-"""What each of the engine's ways pays by itself, beside torch's own: CPU time of one thread, in turns."""
+"""The engine's ways one by one, each with what it stands in for."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,6 +59,11 @@ def under(module: ModuleType, name: str, value: int, run: Run) -> Run:
     return changed
 
 
+def direct(run: Run) -> Run:
+    """Return a run without Winograd."""
+    return under(winograd, "WIDE", NEVER, under(winograd, "SMALL", NEVER, run))
+
+
 def asked(function: Callable[..., Tensor], *inputs: Any) -> Run:
     """Return a forward pass without a graph."""
 
@@ -91,7 +95,7 @@ def generator_parts() -> Iterator[Part]:
         four = under(doubled, "WIDE", NEVER, both_ways(doubled.doubled, x, w))
         plain = both_ways(lambda x, w: F.conv2d(F.interpolate(x, scale_factor=2), w, padding=1), x, w)
         yield Part("upsampling and convolution in one, four taps", on, four, plain)
-        yield Part("nine products instead of four taps", on, both_ways(doubled.doubled, x, w), four)
+        yield Part("nine products (beside four taps)", on, both_ways(doubled.doubled, x, w), four)
     x, w = rows(256, 64, 32, 32), torch.randn(1, 64, 3, 3)
     on = "generator's last layer, 64 → 1, 32×32, batch 256, both ways"
     plain = both_ways(lambda x, w: F.conv2d(x, w, padding=1), x, w)
@@ -120,14 +124,18 @@ def steps(arch: str, shape: Shape) -> tuple[Run, Run]:
 
 def network_parts() -> Iterator[Part]:
     network, x = last(classifier("resnet18", (3, 32, 32), 10)), rows(64, 3, 32, 32)
-    direct = under(winograd, "WIDE", NEVER, learnt(network, x))
-    yield Part("wide convolutions by Winograd", "ResNet-18, batch 64, both ways", learnt(network, x), direct)
+    yield Part("Winograd", "ResNet-18, batch 64, both ways", learnt(network, x), direct(learnt(network, x)))
+    x, w = rows(256, 32, 4, 4), torch.randn(64, 32, 3, 3)
+    on, plain = "32 → 64 channels, 4×4, batch 256, both ways", both_ways(partial(F.conv2d, padding=1), x, w)
+    yield Part("Winograd of one tile", on, both_ways(winograd.Winograd.apply, x, w), plain)
     for arch in ("lenet5", "lenet5-half"):
         network, x = last(classifier(arch, (1, 32, 32), 10)), rows(256, 1, 32, 32)
-        for run, words in ((asked, "asked"), (learnt, "both ways")):
-            plain = under(pooled, "FEW", 0, run(network, x))
-            name = "pooling of few channels" + (", with the convolution" if run is asked else "")
-            yield Part(name, f"{arch}, 32×32, batch 256, {words}", run(network, x), plain)
+        for name, run, words in (
+            ("convolution and pooling in one", asked, "asked"),
+            ("pooling of few channels by maxima", learnt, "both ways"),
+        ):
+            apart = under(pooled, "FEW", 0, run(network, x))
+            yield Part(name, f"{arch}, 32×32, batch 256, {words}", run(network, x), apart)
     network, x = classifier("digits-cnn", (1, 8, 8), 10), torch.randn(256, 1, 8, 8)
     plain = learnt(network, x)
     yield Part(
@@ -147,9 +155,9 @@ def network_parts() -> Iterator[Part]:
 def small_parts() -> Iterator[Part]:
     pixels, weights = torch.randn(1024, 128), torch.randn(384, 128)
     yield Part(
-        "matrix products by oneDNN",
+        "matrix products by oneDNN (used with AVX-512)",
         "1,024 × 128 × 384",
-        asked(winograd.product, pixels, weights),
+        under(winograd, "WIDER", True, asked(winograd.product, pixels, weights)),
         asked(lambda x, w: x @ w.t(), pixels, weights),
     )
     x = rows(256, 32, 8, 8)

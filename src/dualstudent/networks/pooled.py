@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from dualstudent.networks.winograd import usable
 
-FEW = 8  # channels out up to which it pays (benchmarks/parts)
+FEW = 8  # channels out up to which it pays (trials)
 
 
 class PooledConv(nn.Conv2d):
@@ -80,7 +80,7 @@ def pooled(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c u v"]:
     """Return 2×2 max-pooling of the ReLU, in the order in which the ReLU has a quarter to do: they commute.
 
     On a CPU in float32, which takes half as long as bfloat16, and without gradients by maxima of
-    neighbours, which take a tenth with few channels; with gradients those take two thirds.
+    neighbours; of few channels with gradients, too.
     """
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.relu(F.max_pool2d(x, 2), inplace=True)

@@ -20,7 +20,7 @@ _G = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6]]
 _G += [[1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]
 _A = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 B2, G2, A2 = (torch.kron(m, m) for m in (torch.tensor(rows, dtype=torch.float64) for rows in (_B, _G, _A)))
-INNER = [6 * row + column for row in range(1, 5) for column in range(1, 5)]  # of a tile: without its margin
+INNER = B2.view(36, 6, 6)[:, 1:5, 1:5].reshape(36, 16)  # of tiles whose margin is zero
 WIDE, SMALL = 128, 32  # channels in and out from which it pays; of images that are one tile
 WIDER = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 TILES = 1 << 16  # tiles times channels transformed together: what they become stays in the cache
@@ -118,7 +118,7 @@ def _one(x: Tensor) -> bool:
 
 def _seen(x: Tensor) -> Tensor:
     """Return Bᵀ ⊗ Bᵀ; for images that are one tile that of their pixels: the margin is zero."""
-    return B2[:, INNER] if _one(x) else B2
+    return INNER if _one(x) else B2
 
 
 def _grid(x: Tensor) -> tuple[int, int]:

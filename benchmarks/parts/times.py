@@ -141,6 +141,12 @@ def thread_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield "| " + " | ".join([row["students"], image, row["precision"], *words]) + " |"
 
 
+def page(text: str, figures: dict[str, Any]) -> str:
+    """Return the page with both tables anew."""
+    text = put(text, "parts", "times.py", list(part_lines(figures["parts"])))
+    return put(text, "threads", "times.py", list(thread_lines(figures["threads"])))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--collect", action="store_true", help="write the tables of what was measured")
@@ -153,9 +159,7 @@ def main() -> None:
         figures = {"parts": found, "threads": [side_by_side(*pair) for pair in PAIRS]}
         with redirect_stdout(None):
             write(path, "benchmarks/parts/command.sh", figures)
-    figures = json.loads(path.read_text())
-    text = put(PAGE.read_text(), "parts", "measure.py", list(part_lines(figures["parts"])))
-    PAGE.write_text(put(text, "threads", "measure.py", list(thread_lines(figures["threads"]))))
+    PAGE.write_text(page(PAGE.read_text(), json.loads(path.read_text())))
 
 
 if __name__ == "__main__":
