@@ -59,7 +59,7 @@ class TestClassifiers:
     def test_the_same_with_and_without_gradients(
         self, name: str, shape: Shape, classes: int, half: bool
     ) -> None:
-        """Whatever way is quicker without them, but for rounding; where a pixel is no number, no class is told."""
+        """Whatever way is quicker without, but for rounding; a pixel that is no number tells no class."""
         torch.manual_seed(0)
         network, x = classifier(name, shape, classes).eval(), images(6, shape)
         for layout in (torch.contiguous_format, torch.channels_last):
