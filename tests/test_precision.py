@@ -11,7 +11,7 @@ import dualstudent as ds
 from conftest import Linear
 from dualstudent import methods
 from dualstudent.data import Images
-from dualstudent.numerics import Numerics
+from dualstudent.numerics import Numerics, warn_of_bf16
 
 
 def pictures(count: int) -> Images:
@@ -39,3 +39,18 @@ def test_the_owner_asks_as_exactly_as_the_attacker(
     said.clear()
     ds.evaluate(run.path, pictures(3), target)
     assert said == ["bf16", "asked"]
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_processor_that_only_emulates_bf16_is_told_of_once(
+    quick: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: quick)
+    warn_of_bf16.cache_clear()
+    for precision in ("fp32", "bf16", "bf16"):
+        Numerics(precision).on("cpu").apply("cpu")
+    said = [record.getMessage() for record in caplog.records]
+    assert said == (
+        [] if quick else ["this processor has no instructions for bf16: --precision fp32 is quicker"]
+    )
+    warn_of_bf16.cache_clear()

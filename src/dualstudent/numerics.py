@@ -1,9 +1,11 @@
 """How exactly a run computes: precision, determinism, compilation."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal, get_args
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from dualstudent.errors import UserError, unknown
 
+log = logging.getLogger(__name__)
 WORTHWHILE = 200  # steps from which compiling, a minute for large networks, is won back
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 Compile = Literal["auto", "on", "off"]
@@ -44,8 +47,10 @@ class Numerics:
         return steps > {"off": steps, "on": 1, "auto": WORTHWHILE}[self.compile]
 
     def apply(self, device: str | torch.device) -> None:
-        """Set torch's switches, which hold for the whole process; a CPU needs none."""
+        """Set torch's switches, which hold for the whole process; a CPU has none, but may be slow at bf16."""
         if torch.device(device).type != "cuda":
+            if self.precision == "bf16":
+                warn_of_bf16()
             return
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.precision != "fp32"
         torch.backends.cudnn.benchmark = not self.deterministic
@@ -65,6 +70,13 @@ class Numerics:
 
 
 AUTO = Numerics()
+
+
+@cache
+def warn_of_bf16() -> None:
+    """Say once where the CPU has no instructions for bfloat16, which take many times as long without."""
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        log.warning("this processor has no instructions for bf16: --precision fp32 is quicker")
 
 
 @contextmanager
