@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dualstudent.experiment import versions
 
 ROOT = Path(__file__).parent.parent
@@ -25,7 +27,8 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 def origin(command: str) -> dict[str, Any]:
     """Return by what command, of which commit and on what machine something is measured."""
-    return {"command": command, "commit": commit(), "machine": {"cores": os.cpu_count(), **versions()}}
+    machine = {"cores": os.cpu_count(), "instructions": torch.backends.cpu.get_cpu_capability(), **versions()}
+    return {"command": command, "commit": commit(), "machine": machine}
 
 
 def commit() -> str | None:
