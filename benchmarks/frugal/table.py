@@ -81,6 +81,10 @@ def timed(row: dict[str, Any]) -> int:
     return int(row.get("timed", row["n"]))
 
 
+def of_timed(row: dict[str, Any]) -> str:
+    return "" if timed(row) == row["n"] else f" (of {timed(row)})"
+
+
 def joined(old: dict[str, Any], new: dict[str, Any], untimed: bool) -> dict[str, Any]:
     """Return the row of all seeds of two, measured apart; `timed` of them have the seconds that are told."""
     if old.get("device") != new["device"]:
@@ -155,8 +159,7 @@ def wanted(rows: list[dict[str, Any]]) -> list[str]:
             continue
         median, took = statistics.median(row["agreement"]["values"]), row["seconds"] / 60
         words = [target, WORDS[labels], f"{budget:,}", f"{100 * agreement:.1f}", f"{100 * median:.1f}"]
-        of = "" if timed(row) == row["n"] else f" (of {timed(row)})"
-        words += [f"{minutes:g}", f"{took:.1f}{of}" if minutes > 1 else f"{took:.2f}{of}", str(row["n"])]
+        words += [f"{minutes:g}", f"{took:.{1 if minutes > 1 else 2}f}{of_timed(row)}", str(row["n"])]
         lines.append("| " + " | ".join(words) + " |")
     return lines
 
@@ -196,8 +199,7 @@ def tried(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def seconds(row: dict[str, Any]) -> str:
-    of = "" if timed(row) == row["n"] else f" (of {timed(row)})"
-    return f"{row['seconds']:.0f}{of}" + (" (GPU)" if row.get("device") == "cuda" else "")
+    return f"{row['seconds']:.0f}{of_timed(row)}" + (" (GPU)" if row.get("device") == "cuda" else "")
 
 
 def page(text: str, rows: list[dict[str, Any]]) -> str:

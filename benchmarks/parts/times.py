@@ -136,7 +136,7 @@ def thread_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield "| two students | images | | in turn, one thread | in turn, all threads | side by side |"
     yield "|---|---|---|---|---|---|"
     for row in rows:
-        words = [f"{row['ms'][name]['median']:.1f} ms" for name in ("one", "all", "side_by_side")]
+        words = [f"{row['ms'][name]['median']:,.1f} ms" for name in ("one", "all", "side_by_side")]
         image = f"{row['batch']} of " + "×".join(str(n) for n in row["shape"])
         yield "| " + " | ".join([row["students"], image, row["precision"], *words]) + " |"
 

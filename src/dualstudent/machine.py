@@ -29,12 +29,12 @@ def keep_memory() -> bool:
         return False
     settings = ((MMAP_MAX, 0), (TRIM_THRESHOLD, -1), (TOP_PAD, 64 << 20), (ARENA_MAX, 1))
     kept = all(mallopt(*pair) for pair in settings)
-    if kept and _addresses_are_free():
+    if kept and addresses_are_free():
         _large_pages(library)
     return kept
 
 
-def _addresses_are_free() -> bool:
+def addresses_are_free() -> bool:
     """Return whether nobody counts or fills addresses that are only taken."""
     import resource  # not on every system
 

@@ -75,7 +75,8 @@ AUTO = Numerics()
 @cache
 def warn_of_bf16() -> None:
     """Say once where the CPU has no instructions for bfloat16, which take many times as long without."""
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    told = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # not in every build of torch
+    if told is not None and not told():
         log.warning("this processor has no instructions for bf16: --precision fp32 is quicker")
 
 
