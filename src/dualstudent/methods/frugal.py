@@ -38,7 +38,7 @@ class Frugal(Method[Learners]):
     climbs: int = 3  # steps uphill of a half of what is chosen, where all probabilities are answered
     stride: float = 0.01  # root mean square of such a step, in the range of pixels
     compute: float = 0.35  # batches each student learns, for each query; a large one fewer, one alone more
-    compute_least: int = 3000  # batches each student learns at least; a large one fewer, one alone more
+    compute_least: int = 2000  # batches each student learns at least; a large one fewer, one alone more
     after: float = 0.8  # share of them that are learnt after the last query
     calm: float = 0.2  # share of those, the last, in which BatchNorm's statistics rest
     learnt: int = 128  # images of a batch that is learnt
