@@ -210,7 +210,7 @@ def test_pooling_of_few_channels(channels: int, monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(gradient.sum((2, 3)), torch.ones(1, channels))
 
 
-@pytest.mark.parametrize("size", [(4, 4), (3, 3), (8, 4), (2, 2)])
+@pytest.mark.parametrize("size", [(4, 4), (3, 3), (8, 4), (2, 2), (5, 1)])
 def test_images_of_one_tile_want_fewer_channels(
     size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +224,9 @@ def test_images_of_one_tile_want_fewer_channels(
     WideConv(winograd.SMALL, winograd.SMALL)(torch.randn(2, winograd.SMALL, *size))
     WideConv(winograd.SMALL - 1, winograd.SMALL)(torch.randn(2, winograd.SMALL - 1, *size))
     assert len(calls) == (size in ((4, 4), (3, 3)))
+    calls.clear()
+    WideConv(winograd.WIDE, winograd.WIDE)(torch.randn(2, winograd.WIDE, *size))
+    assert len(calls) == (min(size) >= winograd.SIDE), "of a smaller image a tile is mostly margin"
 
 
 @pytest.mark.parametrize("size", [(5, 6), (4, 4), (3, 4)])

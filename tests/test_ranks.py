@@ -205,12 +205,15 @@ def charged(out: Path) -> bool:
     return account.exists() and len(account.read_text().split()) > 8
 
 
-def test_a_rank_says_in_one_line_that_the_others_are_gone(digits_target: Path, tmp_path: Path) -> None:
-    """Started without torchrun, which would end it, and say so, by itself."""
+@pytest.mark.parametrize("killed", range(RANKS))
+def test_a_rank_says_in_one_line_that_the_others_are_gone(
+    killed: int, digits_target: Path, tmp_path: Path
+) -> None:
+    """Started without torchrun, which would end it, and say so, by itself; rank 0 keeps the meeting place."""
     out, address = tmp_path / "run", port()
     words = [*extraction(digits_target, out), "--device", "cpu"]
     names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(address), "WORLD_SIZE": str(RANKS)}
-    one, two = (
+    ranks = [
         subprocess.Popen(
             [sys.executable, "-m", "dualstudent", *words],
             env={**os.environ, **names, "RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -218,20 +221,21 @@ def test_a_rank_says_in_one_line_that_the_others_are_gone(digits_target: Path, t
             text=True,
         )
         for rank in range(RANKS)
-    )
+    ]
     try:
         deadline = time.monotonic() + 120
         while not charged(out) and time.monotonic() < deadline:
             time.sleep(0.01)
-        two.kill()
-        said = one.communicate(timeout=60)[1]
+        ranks[killed].kill()
+        left = ranks[1 - killed]
+        said = left.communicate(timeout=60)[1]
     finally:
-        for process in (one, two):
+        for process in ranks:
             process.kill()
             process.communicate()
-    assert one.returncode == 2, said
-    lines = [line for line in said.splitlines() if line.startswith("dualstudent: ")]
-    assert lines[-1].startswith("dualstudent: rank 0 lost the other processes of this run")
+    assert left.returncode == 2, said
+    lines = [line for line in said.splitlines() if line.startswith("dualstudent")]
+    assert f": rank {1 - killed} lost the other processes of this run: see" in lines[-1]
     assert "Traceback" not in said
 
 
@@ -261,15 +265,16 @@ def test_a_rank_out_of_memory_says_so() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("killed", range(RANKS))
 def test_resume_after_a_killed_rank_is_exact(
-    digits_target: Path, whole: dict[str, Any], tmp_path: Path
+    killed: int, digits_target: Path, whole: dict[str, Any], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     process = subprocess.Popen(torchrun(*extraction(digits_target, out)), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not charged(out) and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.kill(children(process.pid)[1], signal.SIGKILL)
+    os.kill(children(process.pid)[killed], signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode != 0
     again = subprocess.run(torchrun("resume", str(out)), capture_output=True, text=True, timeout=300)

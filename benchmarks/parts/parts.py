@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dualstudent.losses import disagreement
-from dualstudent.methods.base import descend
+from dualstudent.methods.base import descend, frozen
 from dualstudent.networks import Generator, Students, classifier, doubled, folded, pooled, winograd
 from dualstudent.networks.classifiers import Shape
 
@@ -105,7 +105,7 @@ def generator_parts() -> Iterator[Part]:
 
 
 def steps(arch: str, shape: Shape) -> tuple[Run, Run]:
-    """Return a generator's step by gradients into its own weights, and by those into the students', too."""
+    """Return a generator's step as a method takes it, and with gradients into the students' weights, too."""
     generator = last(Generator(256, shape, (0.0, 1.0)))
     students = last(Students(arch, shape, 10, 2))
     descent = torch.optim.Adam(generator.parameters(), 1e-4, fused=True)
@@ -113,13 +113,17 @@ def steps(arch: str, shape: Shape) -> tuple[Run, Run]:
     def loss() -> Tensor:
         return -disagreement(students(generator(torch.randn(256, 256)))).mean()
 
+    def own() -> None:
+        with frozen(students):
+            descend(descent, loss())
+
     def all_weights() -> None:
         students.zero_grad()
         descent.zero_grad()
         loss().backward()  # type: ignore[no-untyped-call]
         descent.step()
 
-    return lambda: descend(descent, loss()), all_weights
+    return own, all_weights
 
 
 def network_parts() -> Iterator[Part]:

@@ -17,7 +17,7 @@ def keep_memory() -> bool:
 
     For the whole process; returns whether it could (glibc only). On a CPU, activations of more than
     32 MB are otherwise mapped anew at every operation: with LeNet-5 and a 32×32 generator at batch
-    256 that is a fifth of the time (docs/performance.md). All threads have it from one heap, whose
+    256 that is up to a third of the time (docs/performance.md). All threads have it from one heap, whose
     first 4 GB are of large pages where Linux has such and addresses are free: 512 times fewer faults.
     """
     if not sys.platform.startswith("linux"):

@@ -22,6 +22,7 @@ _A = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8
 B2, G2, A2 = (torch.kron(m, m) for m in (torch.tensor(rows, dtype=torch.float64) for rows in (_B, _G, _A)))
 INNER = B2.view(36, 6, 6)[:, 1:5, 1:5].reshape(36, 16)  # of tiles whose margin is zero
 WIDE, SMALL = 128, 32  # channels in and out from which it pays; of images that are one tile
+SIDE = 3  # pixels high and wide from which it pays: of smaller images a tile is mostly margin
 WIDER = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 TILES = 1 << 16  # tiles times channels transformed together: what they become stays in the cache
 
@@ -36,7 +37,8 @@ class WideConv(nn.Conv2d):
         super().__init__(inputs, outputs, 3, padding=1, bias=False)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
-        if min(self.weight.shape[:2]) < (SMALL if _one(x) else WIDE) or not usable(x):
+        channels, least = min(self.weight.shape[:2]), SMALL if _one(x) else WIDE
+        if channels < least or min(x.shape[2:]) < SIDE or not usable(x):
             return super().forward(x)
         y: Tensor = Winograd.apply(x, self.weight)  # type: ignore[no-untyped-call]
         return y if self.bias is None else y.add_(self.bias.view(-1, 1, 1))
