@@ -26,7 +26,7 @@ check: $(VENV)/.ready-dev
 	$(BIN)/lint-imports
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(PYTEST)
 
 test-slow: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -m slow --timeout 3600 $(PYTEST)

@@ -22,6 +22,8 @@ from dualstudent import threads
 from dualstudent.sweep import work as working
 from sweep_fixture import SPEC, Executor, Write
 
+LONG = {f"test_{name}.py" for name in ("contract", "kill", "ranks", "whole_graph", "again", "side_by_side")}
+
 settings.register_profile("busy", deadline=None)  # a test that is slow beside others is not wrong
 settings.load_profile("busy")
 
@@ -80,7 +82,11 @@ def digits_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Note in the JUnit file which tests need the image benchmarks: CI counts those that ran."""
+    """Long files first, so that processes side by side end together.
+
+    Note in the JUnit file which tests need the image benchmarks: CI counts those that ran.
+    """
+    items.sort(key=lambda item: item.path.name not in LONG)
     for item in items:
         if item.get_closest_marker("data"):
             item.user_properties.append(("data", "1"))

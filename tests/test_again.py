@@ -314,7 +314,7 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in text.stdout.split()]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_a_demo_that_is_ended_leaves_nobody_at_work(number: int, tmp_path: Path) -> None:
     if shutil.which("ps") is None:
         pytest.skip("no ps to look for processes with")

@@ -75,6 +75,7 @@ def test_cells_are_named_by_their_parts(tmp_path: Path) -> None:
     assert "cifar10/DS/soft/20000000/seed0: expected 91.34 ± 3 %, about 14 min" in shown
 
 
+@pytest.mark.slow
 def test_every_cell_of_the_papers_tables_runs(tmp_path: Path) -> None:
     done = call("paper/run.py", "--dry", "--only", "all", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
@@ -254,6 +255,7 @@ def test_http_is_measured_with_and_without_a_journal(tmp_path: Path) -> None:
     assert all(0 < run["training_s"] < run["wall_s"] for run in found["run"]["each"])
 
 
+@pytest.mark.slow
 def test_every_variant_of_frugal_runs_and_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each on small images and for a few batches: it spends its budget and ends in other weights."""
     for folder in ("", "frugal"):

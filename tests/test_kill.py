@@ -110,7 +110,7 @@ def test_killed_at_three_random_points(digits_target: Path, quiet: dict[str, Any
     assert bill["asked"] == QUERIES + bill["asked_again"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_stopped_on_request(number: int, digits_target: Path, quiet: dict[str, Any], tmp_path: Path) -> None:
     """Ctrl-C and SIGTERM finish the step and save: nothing is asked again."""
     out = tmp_path / "run"

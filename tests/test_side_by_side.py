@@ -29,7 +29,7 @@ SMALL = [
 
 
 @pytest.mark.parametrize("method", SMALL)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("access", [ds.Access.PROBS, ds.Access.LABEL])
 def test_at_once_as_in_turns(
     method: Method[Any], precision: Any, access: ds.Access, linear: Callable[..., Linear]
