@@ -38,13 +38,13 @@ class Frugal(Method[Learners]):
     climbs: int = 3  # steps uphill of a half of what is chosen, where all probabilities are answered
     stride: float = 0.01  # root mean square of such a step, in the range of pixels
     compute: float = 0.35  # batches each student learns, for each query; a large one fewer, one alone more
-    compute_least: int = 2000  # batches each student learns at least; a large one fewer, one alone more
+    compute_least: int = 1500  # batches each student learns at least; a large one fewer, one alone more
     after: float = 0.8  # share of them that are learnt after the last query
     calm: float = 0.2  # share of those, the last, in which BatchNorm's statistics rest
     learnt: int = 128  # images of a batch that is learnt
     grain: float = 0.03  # of the noise on images learnt from labels, root mean square, in the range of pixels
     memory: int = 1_000_000  # exchanges kept
-    rate: Rate = 0.015  # learning rate of the students' Muon, lower where much is learnt
+    rate: Rate = 0.0  # of the students' Muon, lower where much is learnt; 0: 0.015, from labels 0.022
     weight_decay: float = 0.3  # of the students: each step takes rate × 0.3 of a weight
     max_classes: int = 1000  # size of the head where the number of classes is unknown
 
@@ -70,11 +70,11 @@ class Frugal(Method[Learners]):
         arch = self.suits(spec.shape) if self.student == "auto" else self.student
         number = self.students or (2 if lighter(arch, spec.shape) == 1 else 1)
         students = make_students(spec, arch, number, self.max_classes)
-        return Learners(students, self.descent(students), Memory(self.memory, spec))
+        rate = self.rate or (0.022 if spec.access == Access.LABEL else 0.015)
+        return Learners(students, self.descent(students, rate), Memory(self.memory, spec))
 
-    def descent(self, students: Students) -> torch.optim.Optimizer:
-        """Return the optimiser of students."""
-        return Muon(students.members, self.rate, self.weight_decay)
+    def descent(self, students: Students, rate: float) -> torch.optim.Optimizer:
+        return Muon(students.members, rate, self.weight_decay)
 
     def phases(self, budget: int, done: int = 0) -> Sequence[Phase[Learners]]:
         """Return steps that ask images as they come, steps that choose, then steps that only learn."""
