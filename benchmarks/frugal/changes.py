@@ -131,8 +131,8 @@ class Averaging(Frugal):
 class Adapting(Frugal):
     """AdamW instead of Muon."""
 
-    def descent(self, students: Students, rate: float) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(students.parameters(), rate, weight_decay=self.weight_decay, fused=True)
+    def descent(self, students: Students) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(students.parameters(), self.rate, weight_decay=self.weight_decay, fused=True)
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,8 @@ class Plain(Frugal):
 
     weight_decay: float = 5e-4
 
-    def descent(self, students: Students, rate: float) -> torch.optim.Optimizer:
-        return sgd(students, rate, 0.9, self.weight_decay)
+    def descent(self, students: Students) -> torch.optim.Optimizer:
+        return sgd(students, self.rate, 0.9, self.weight_decay)
 
 
 class Painter(nn.Module):

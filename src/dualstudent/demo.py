@@ -32,8 +32,8 @@ class Copy:
 
 
 COPIES = {
-    "soft": Copy(Frugal, "default", "soft", 1),
-    "hard": Copy(Frugal, "default", "hard", 1),
+    "soft": Copy(Frugal, "quick", "soft", 1),
+    "hard": Copy(Frugal, "quick", "hard", 1),
     "paper": Copy(DualStudent, "paper", "soft", 10),
 }
 LEARNING = {f"{name}, learning": "steps" for name in COPIES}  # bars of what comes after the last query
