@@ -14,6 +14,7 @@ import torch
 from dualstudent.data import load_data
 from dualstudent.errors import Stopped, UserError
 from dualstudent.experiment import Run, extract
+from dualstudent.machine import keep_memory
 from dualstudent.methods import DualStudent, Frugal, Method
 from dualstudent.report import render
 from dualstudent.spec import Labels
@@ -101,6 +102,7 @@ def _copy(out: Path, name: str, seed: int, queries: int, news: Any) -> None:
     """Make one copy; tells how far it is, at most five times a second."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     parent = multiprocessing.parent_process()
+    keep_memory()
     torch.set_num_threads(1)
     side_by_side(max(1, cores() // len(COPIES)))
     copy = COPIES[name]
