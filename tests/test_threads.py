@@ -2,16 +2,19 @@
 
 import os
 import platform
+import queue
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from dualstudent import cli, machine, methods, threads
+from dualstudent import cli, demo, machine, methods, threads
 from dualstudent import sweep as sweeps
 from dualstudent.cli import commands
 from dualstudent.cli.commands import light
@@ -143,6 +146,17 @@ def test_memory_is_kept_whatever_thread_it_is_for() -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
+def test_a_copy_of_the_demo_keeps_memory_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its own process, here in ours; what stops it, no target here, is told in a line."""
+    kept: list[str] = []
+    monkeypatch.setattr(demo, "keep_memory", lambda: kept.append("memory"))
+    monkeypatch.setattr(signal, "signal", lambda *words: None)
+    news: queue.Queue[tuple[Any, ...]] = queue.Queue()
+    demo._copy(tmp_path, "soft", 0, 64, news)
+    assert kept == ["memory"]
+    assert str(tmp_path / "target") in news.get_nowait()[-1]
+
+
 @pytest.mark.parametrize("limit", ["none", "ulimit -v 8000000", "MALLOC_PERTURB_=1"])
 def test_large_pages_are_for_addresses_that_are_free(limit: str) -> None:
     """With a limit on them memory is kept, and nothing is taken at once."""

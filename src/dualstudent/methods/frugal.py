@@ -21,7 +21,6 @@ from dualstudent.oracle import Oracle
 from dualstudent.spec import Access, Spec
 
 CHUNK = 8  # batches learnt in a step that asks nothing
-QUICK = {"compute_least": 2000}  # two thirds of the learning, of up to 5,700 queries; the demo's
 PASSES = 64  # over all answers after the last query, at most, where they are labels: a few are soon known
 
 
@@ -54,7 +53,7 @@ class Frugal(Method[Learners]):
     needs: ClassVar[Access] = Access.LABEL
     data_free: ClassVar[bool] = True
     larger: ClassVar[bool] = True
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}, "quick": QUICK}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}, "quick": {"compute_least": 2000}}
 
     def __post_init__(self) -> None:
         self.at_least(students=0, candidates=0, climbs=0, stride=0, sure=0, doubtful=0, compute=0)
@@ -74,6 +73,7 @@ class Frugal(Method[Learners]):
         return Learners(students, self.descent(students), Memory(self.memory, spec))
 
     def descent(self, students: Students) -> torch.optim.Optimizer:
+        """Return the optimiser of students."""
         return Muon(students.members, self.rate, self.weight_decay)
 
     def phases(self, budget: int, done: int = 0) -> Sequence[Phase[Learners]]:
